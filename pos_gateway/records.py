@@ -1,0 +1,264 @@
+"""What a gateway journals and presents, and what the ledger answers: the words both programs share.
+
+A record is chained to the one before it and signed by its gateway:
+
+    hash = SHA-256("pos-gateway journal record 1\\0" ‖ sequence (8) ‖ previous hash (32) ‖ id (16)
+                   ‖ SHA-256(kind) ‖ SHA-256(body) ‖ SHA-256(proof))
+
+`body` is canonical JSON of verified facts, token numbers truncated. `proof` is the card's evidence,
+sealed to the ledger (HPKE, RFC 9180), so that the full token number leaves the gateway's memory only
+encrypted; it is empty for kinds that need none.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.hazmat.primitives import hpke
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from pos_gateway.errors import AuthenticationFailed, InvalidMessage
+
+GENESIS_HASH: Final = bytes(32)
+"""The previous hash of a journal's first record."""
+
+MAX_BATCH_RECORDS: Final = 1000
+MAX_BODY_BYTES: Final = 8 * 1024
+MAX_PROOF_BYTES: Final = 8 * 1024
+
+_HASH_DOMAIN: Final = b"pos-gateway journal record 1\0"
+_SIGNATURE_DOMAIN: Final = b"pos-gateway record signature 1\0"
+_BATCH_DOMAIN: Final = b"pos-gateway batch signature 1\0"
+_SEAL_INFO: Final = b"pos-gateway proof 1"
+_SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
+
+
+class Kind(Enum):
+    """What a journal record tells."""
+
+    AUTHORIZATION = "authorization"
+    DECLINE = "decline"
+    ACKNOWLEDGEMENT = "acknowledgement"
+    SNAPSHOT_ACTIVATION = "snapshot_activation"
+
+    @property
+    def presented(self) -> bool:
+        """Does the ledger need to know of it?"""
+        return self is Kind.AUTHORIZATION
+
+
+class Verdict(Enum):
+    """What the ledger says of one presented record."""
+
+    POSTED = "posted"
+    DUPLICATE = "duplicate"
+    """Posted before, with the same content: success."""
+    CONFLICT = "conflict"
+    """The id, or its points on the counter line, were presented before with other content: an alarm."""
+    INVALID = "invalid"
+    """Signature, certificate, cryptogram or facts do not hold."""
+    LATE = "late"
+    """Genuine, but outside what the issuer still guarantees: kept for review."""
+    UNKNOWN = "unknown"
+    """A token or merchant that the ledger does not know."""
+
+    @property
+    def paid(self) -> bool:
+        """Will the merchant be paid for it without anybody deciding more?"""
+        return self in (Verdict.POSTED, Verdict.DUPLICATE)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One journal record as it stands on disk and travels to the ledger."""
+
+    sequence: int
+    id: UUID
+    kind: Kind
+    body: str
+    proof: bytes
+    previous_hash: bytes
+    hash: bytes
+    signature: bytes
+
+    def facts(self) -> dict[str, Any]:
+        """The body, parsed.
+
+        Raises:
+            InvalidMessage: the body is no JSON object.
+        """
+        return parse_object(self.body, where=f"record {self.id}")
+
+    def verify(self, gateway_key: Ed25519PublicKey) -> None:
+        """Check hash and signature.
+
+        Raises:
+            AuthenticationFailed: step `record hash` or `record signature`.
+        """
+        expected = record_hash(
+            self.sequence, self.previous_hash, self.id, self.kind, self.body.encode(), self.proof
+        )
+        if expected != self.hash:
+            raise AuthenticationFailed(f"record {self.sequence} was changed", step="record hash")
+        try:
+            gateway_key.verify(self.signature, _SIGNATURE_DOMAIN + self.hash)
+        except InvalidSignature:
+            raise AuthenticationFailed(
+                f"record {self.sequence} was not signed by this gateway", step="record signature"
+            ) from None
+
+    def to_wire(self) -> dict[str, Any]:
+        return {
+            "sequence": self.sequence,
+            "id": str(self.id),
+            "kind": self.kind.value,
+            "body": self.body,
+            "proof": base64.b64encode(self.proof).decode(),
+            "previous_hash": self.previous_hash.hex(),
+            "hash": self.hash.hex(),
+            "signature": base64.b64encode(self.signature).decode(),
+        }
+
+    @classmethod
+    def from_wire(cls, raw: object) -> Record:
+        """
+        Raises:
+            InvalidMessage: not the shape of `to_wire`, or over a size bound.
+        """
+        if not isinstance(raw, dict):
+            raise InvalidMessage("a record must be an object", where="records")
+        try:
+            record = cls(
+                sequence=_integer(raw["sequence"]),
+                id=UUID(raw["id"]),
+                kind=Kind(raw["kind"]),
+                body=_string(raw["body"]),
+                proof=base64.b64decode(raw["proof"], validate=True),
+                previous_hash=bytes.fromhex(raw["previous_hash"]),
+                hash=bytes.fromhex(raw["hash"]),
+                signature=base64.b64decode(raw["signature"], validate=True),
+            )
+        except KeyError as error:
+            raise InvalidMessage(f"field {error.args[0]!r} is missing", where="record") from None
+        except (ValueError, TypeError, AttributeError, binascii.Error):
+            raise InvalidMessage("a field has the wrong form", where="record") from None
+        if len(record.previous_hash) != 32 or len(record.hash) != 32 or len(record.signature) != 64:
+            raise InvalidMessage("a hash or signature has the wrong length", where="record")
+        if len(record.body.encode()) > MAX_BODY_BYTES or len(record.proof) > MAX_PROOF_BYTES:
+            raise InvalidMessage("a record is too large", where="record")
+        if not 1 <= record.sequence < 1 << 63:
+            raise InvalidMessage("the sequence is out of range", where="record")
+        return record
+
+
+def record_hash(
+    sequence: int, previous_hash: bytes, record_id: UUID, kind: Kind, body: bytes, proof: bytes
+) -> bytes:
+    """The hash a record is chained and signed by; see the head of this module."""
+    digest = hashlib.sha256(_HASH_DOMAIN)
+    digest.update(sequence.to_bytes(8, "big"))
+    digest.update(previous_hash)
+    digest.update(record_id.bytes)
+    for part in (kind.value.encode(), body, proof):
+        digest.update(hashlib.sha256(part).digest())
+    return digest.digest()
+
+
+def make_record(
+    *,
+    sequence: int,
+    record_id: UUID,
+    kind: Kind,
+    facts: Mapping[str, Any],
+    proof: bytes,
+    previous_hash: bytes,
+    gateway_key: Ed25519PrivateKey,
+) -> Record:
+    """Chain and sign a new record."""
+    body = canonical_json(facts)
+    digest = record_hash(sequence, previous_hash, record_id, kind, body.encode(), proof)
+    signature = gateway_key.sign(_SIGNATURE_DOMAIN + digest)
+    return Record(sequence, record_id, kind, body, proof, previous_hash, digest, signature)
+
+
+def seal_proof(proof: bytes, ledger_key: X25519PublicKey) -> bytes:
+    """Encrypt card evidence so that only the ledger can read it."""
+    return _SUITE.encrypt(proof, ledger_key, info=_SEAL_INFO)
+
+
+def open_proof(sealed: bytes, ledger_key: X25519PrivateKey) -> bytes:
+    """
+    Raises:
+        AuthenticationFailed: step `proof seal`: not sealed to this ledger, or changed since.
+    """
+    try:
+        return _SUITE.decrypt(sealed, ledger_key, info=_SEAL_INFO)
+    except (InvalidTag, ValueError):
+        raise AuthenticationFailed("the proof cannot be opened", step="proof seal") from None
+
+
+def sign_batch(body: bytes, gateway_key: Ed25519PrivateKey) -> bytes:
+    """The gateway's signature over a whole request body."""
+    return gateway_key.sign(_BATCH_DOMAIN + hashlib.sha256(body).digest())
+
+
+def verify_batch(body: bytes, signature: bytes, gateway_key: Ed25519PublicKey) -> None:
+    """
+    Raises:
+        AuthenticationFailed: step `batch signature`.
+    """
+    try:
+        gateway_key.verify(signature, _BATCH_DOMAIN + hashlib.sha256(body).digest())
+    except InvalidSignature:
+        raise AuthenticationFailed(
+            "the batch is not signed by this gateway", step="batch signature"
+        ) from None
+
+
+def uuid7(at_unix_ms: int, random: bytes) -> UUID:
+    """A time-ordered id (RFC 9562 §5.7) from a time and 10 random bytes."""
+    value = (at_unix_ms & ((1 << 48) - 1)) << 80 | int.from_bytes(random[:10], "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    return UUID(int=value & ~(0b11 << 62) | 0b10 << 62)
+
+
+def canonical_json(value: Mapping[str, Any]) -> str:
+    """One spelling for one content: sorted keys, no blanks, no floats, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def parse_object(text: str | bytes, *, where: str) -> dict[str, Any]:
+    """Parse a JSON object strictly.
+
+    Raises:
+        InvalidMessage: no JSON, too deep, or no object.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        raise InvalidMessage("not JSON", where=where) from None
+    if not isinstance(value, dict):
+        raise InvalidMessage("not a JSON object", where=where)
+    return value
+
+
+def _integer(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError
+    return value
+
+
+def _string(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
