@@ -13,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidat
 
 from pos_gateway.errors import InvalidMessage
 
-
 ENROLMENT_SECRET_BYTES: Final = 10
 _FINGERPRINT_BYTES: Final = 32
 

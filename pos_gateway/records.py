@@ -185,7 +185,28 @@ def make_record(
     gateway_key: Ed25519PrivateKey,
 ) -> Record:
     """Chain and sign a new record."""
-    body = canonical_json(facts)
+    return chain_record(
+        sequence=sequence,
+        record_id=record_id,
+        kind=kind,
+        body=canonical_json(facts),
+        proof=proof,
+        previous_hash=previous_hash,
+        gateway_key=gateway_key,
+    )
+
+
+def chain_record(
+    *,
+    sequence: int,
+    record_id: UUID,
+    kind: Kind,
+    body: str,
+    proof: bytes,
+    previous_hash: bytes,
+    gateway_key: Ed25519PrivateKey,
+) -> Record:
+    """Chain and sign a new record whose body is canonical JSON already."""
     digest = record_hash(sequence, previous_hash, record_id, kind, body.encode(), proof)
     signature = gateway_key.sign(_SIGNATURE_DOMAIN + digest)
     return Record(sequence, record_id, kind, body, proof, previous_hash, digest, signature)

@@ -38,7 +38,6 @@ class Reason(Enum):
     CLOSED = "closed"
     OVER_TAP_CAP = "over_tap_cap"
     HOLDER_NOT_VERIFIED = "holder_not_verified"
-    CATEGORY_NOT_ALLOWED = "category_not_allowed"
     OVER_CEILING = "over_ceiling"
     CARD_DECLINED = "card_declined"
     AUTHENTICATION_FAILED = "authentication_failed"
@@ -101,9 +100,6 @@ _EXPLANATIONS = {
     ),
     Reason.HOLDER_NOT_VERIFIED: Explanation(
         "70", "Refusal", "Unlock the phone and tap again.", "请先解锁手机，再重新轻触。"
-    ),
-    Reason.CATEGORY_NOT_ALLOWED: Explanation(
-        "57", "PaymentRestriction", "This kind of purchase is not allowed.", "不支持此类消费。"
     ),
     Reason.OVER_CEILING: Explanation(
         "51",

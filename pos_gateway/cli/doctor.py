@@ -1,0 +1,208 @@
+"""`doctor`: what is well, what is not, and what to do about it."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from enum import Enum
+from typing import Final
+
+import typer
+
+from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
+from pos_gateway.cli.snapshot import opened
+from pos_gateway.cli.terminal import EXIT_NO, Json, emit
+from pos_gateway.errors import PosGatewayError, ReaderUnavailable
+from pos_gateway.gateway.config import Home, load_applications, load_settings
+from pos_gateway.gateway.identity import load_enrolment, load_identity
+from pos_gateway.gateway.journal import JournalReader
+from pos_gateway.gateway.ledger_client import LedgerClient
+from pos_gateway.gateway.local_client import ask
+from pos_gateway.gateway.readers.pcsc import list_readers
+from pos_gateway.limits.header import Freshness, explain_freshness, freshness
+
+_LITTLE_DISK_BYTES: Final = 512 * 1024 * 1024
+_LATEST_RECORDS: Final = 200
+
+
+class Health(Enum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    health: Health
+    text: str
+    advice: str = ""
+
+
+def doctor(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """Check configuration, pcscd, reader, clock, disk, journal, snapshot, ledger and gateway.
+
+    Exit code 0 when taps can be taken, 1 when something stands in their way.
+    """
+    place = Home(home)
+    checks: dict[str, Callable[[Home], Finding]] = {
+        "configuration": _configuration,
+        "enrolment": _enrolment,
+        "reader": _reader,
+        "disk": _disk,
+        "journal": _journal,
+        "clock": _clock,
+        "snapshot": _snapshot,
+        "ledger": _ledger,
+        "gateway": _gateway,
+    }
+    findings = {name: _run(check, place) for name, check in checks.items()}
+    well = all(finding.health is not Health.FAIL for finding in findings.values())
+    data = {
+        "well": well,
+        "findings": [{"name": name} | asdict(f) | {"health": f.health.value} for name, f in findings.items()],
+    }
+    signs = {Health.OK: "✓", Health.WARN: "!", Health.FAIL: "✕"}
+    lines = []
+    for name, finding in findings.items():
+        lines.append(f"{signs[finding.health]} {name}: {finding.text}")
+        if finding.advice:
+            lines.append(f"    → {finding.advice}")
+    emit(data, "\n".join(lines), as_json=as_json)
+    if not well:
+        raise typer.Exit(EXIT_NO)
+
+
+def _run(check: Callable[[Home], Finding], home: Home) -> Finding:
+    try:
+        return check(home)
+    except PosGatewayError as error:
+        return Finding(Health.FAIL, error.reason, error.advice)
+
+
+def _configuration(home: Home) -> Finding:
+    settings = load_settings(home)
+    load_applications()
+    changed = f", changed by {home.overrides}" if home.overrides.exists() else ""
+    return Finding(Health.OK, f"currency {settings.terminal.currency}{changed}")
+
+
+def _enrolment(home: Home) -> Finding:
+    enrolled = load_enrolment(home.enrolment)
+    load_identity(home.identity_key)
+    who = enrolled.enrolment
+    return Finding(Health.OK, f"{who.terminal_id} of {who.merchant.name}, issuer {who.issuer}")
+
+
+def _reader(home: Home) -> Finding:
+    try:
+        names = list_readers()
+    except ReaderUnavailable as error:
+        return Finding(
+            Health.FAIL,
+            error.reason,
+            "install pcscd (apt-get install pcscd), start it (systemctl start pcscd.socket)",
+        )
+    if not names:
+        return Finding(
+            Health.FAIL,
+            "pcscd runs, but no reader is connected",
+            "plug the reader in; if its light stays dark try another cable or port",
+        )
+    return Finding(Health.OK, ", ".join(names))
+
+
+def _disk(home: Home) -> Finding:
+    folder = home.path if home.path.exists() else home.path.parent
+    try:
+        free_bytes = shutil.disk_usage(folder).free
+    except OSError as error:
+        return Finding(Health.FAIL, f"{folder}: {error.strerror}", "create the home directory by enrolling")
+    text = f"{free_bytes // (1024 * 1024)} MiB free"
+    if free_bytes < _LITTLE_DISK_BYTES:
+        return Finding(Health.WARN, text, "make room: without it payments stop")
+    return Finding(Health.OK, text)
+
+
+def _journal(home: Home) -> Finding:
+    if not home.journal.exists():
+        return Finding(Health.WARN, "none yet", "it is made by pos-gateway gateway serve")
+    key = load_identity(home.identity_key).public_key()
+    with JournalReader.open(home.journal) as journal:
+        count = journal.verify(key)
+    return Finding(Health.OK, f"{count} records, gap-free and unchanged")
+
+
+def _clock(home: Home) -> Finding:
+    now_unix_s = int(time.time())
+    settings = load_settings(home)
+    latest_unix_s = _latest_recorded_unix_s(home)
+    if now_unix_s < latest_unix_s - settings.clock.tolerance_s:
+        return Finding(
+            Health.FAIL,
+            f"{latest_unix_s - now_unix_s} s behind what was already recorded",
+            "set the clock (timedatectl), or give the board a battery for its clock",
+        )
+    try:
+        enrolled = load_enrolment(home.enrolment)
+        ledger_unix_s = asyncio.run(
+            _ledger_time_unix_s(enrolled.ledger_url, enrolled.certificate_fingerprint)
+        )
+    except PosGatewayError:
+        return Finding(Health.OK, "not behind anything recorded (no ledger to compare with)")
+    off_s = now_unix_s - ledger_unix_s
+    if abs(off_s) > settings.clock.tolerance_s:
+        return Finding(Health.FAIL, f"{off_s} s off the ledger's", "set the clock (timedatectl set-ntp true)")
+    return Finding(Health.OK, f"within {max(1, abs(off_s))} s of the ledger's")
+
+
+def _latest_recorded_unix_s(home: Home) -> int:
+    if not home.journal.exists():
+        return 0
+    with JournalReader.open(home.journal) as journal:
+        after = max(0, journal.last_sequence - _LATEST_RECORDS)
+        times = [record.facts().get("at_unix_ms", 0) for record in journal.records(after, _LATEST_RECORDS)]
+    return max(times, default=0) // 1000
+
+
+def _snapshot(home: Home) -> Finding:
+    with opened(home.path, None) as snapshot:
+        header = snapshot.header
+    now_unix_s = int(time.time())
+    text = explain_freshness(header, now_unix_s)
+    match freshness(header, now_unix_s):
+        case Freshness.FRESH:
+            return Finding(Health.OK, text)
+        case Freshness.STALE:
+            return Finding(Health.WARN, text, "connect the gateway to the network soon")
+        case _:
+            return Finding(Health.FAIL, text, "connect the gateway to the network, and check the clock")
+
+
+def _ledger(home: Home) -> Finding:
+    enrolled = load_enrolment(home.enrolment)
+    try:
+        asyncio.run(_ledger_time_unix_s(enrolled.ledger_url, enrolled.certificate_fingerprint))
+    except PosGatewayError as error:
+        return Finding(
+            Health.WARN,
+            error.reason,
+            "taps work without it until the limits expire; check network and address when you expect it",
+        )
+    return Finding(Health.OK, f"answers at {enrolled.ledger_url}")
+
+
+async def _ledger_time_unix_s(url: str, fingerprint: bytes) -> int:
+    async with LedgerClient(url, fingerprint) as client:
+        return await client.ledger_time_unix_ms() // 1000
+
+
+def _gateway(home: Home) -> Finding:
+    try:
+        data = ask(home, "GET", "/v1/status")
+    except PosGatewayError as error:
+        return Finding(Health.WARN, error.reason, error.advice)
+    queue = data["queue"]
+    return Finding(Health.OK, f"running; {queue['count']} payments ({queue['amount']}) wait for the ledger")

@@ -1,0 +1,109 @@
+"""`gateway serve|enroll|status|synchronise`: the shop's side."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Annotated, Any
+
+import typer
+
+from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
+from pos_gateway.cli.terminal import Json, announce, emit
+from pos_gateway.enrolment import Enrolment, parse_code
+from pos_gateway.errors import Conflict
+from pos_gateway.gateway.config import Home
+from pos_gateway.gateway.identity import Enrolled, load_or_create_identity, store_enrolment
+from pos_gateway.gateway.ledger_client import LedgerClient
+from pos_gateway.gateway.local_client import ask
+from pos_gateway.gateway.program import serve as serve_gateway
+
+app = typer.Typer(no_args_is_help=True, help="Run the shop's gateway.")
+
+
+@app.command()
+def enroll(
+    ledger: Annotated[str, typer.Option(help="The ledger's address, like https://127.0.0.1:8160.")],
+    code: Annotated[str, typer.Option(help="The one-time code from the issuer.")],
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """Enrol this gateway with a ledger: once in its life."""
+    place = Home(home)
+    if place.enrolment.exists():
+        raise Conflict(f"{home} is enrolled already", advice="a new enrolment needs a new home directory")
+    _, fingerprint = parse_code(code)
+    place.create()
+    key = load_or_create_identity(place.identity_key)
+
+    async def trade() -> Enrolment:
+        async with LedgerClient(ledger, fingerprint) as client:
+            return await client.enrol(code, key.public_key())
+
+    enrolment = asyncio.run(trade())
+    store_enrolment(
+        place.enrolment,
+        Enrolled(ledger_url=ledger, certificate_fingerprint=fingerprint, enrolment=enrolment),
+    )
+    data = {
+        "gateway_id": enrolment.gateway_id,
+        "terminal_id": enrolment.terminal_id,
+        "merchant": enrolment.merchant.name,
+        "issuer": enrolment.issuer,
+        "currency": enrolment.currency,
+    }
+    emit(
+        data,
+        f"Enrolled as {enrolment.terminal_id} of {enrolment.merchant.name}. Next: pos-gateway gateway serve",
+        as_json=as_json,
+    )
+
+
+@app.command()
+def serve(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """Take payments until Ctrl-C."""
+
+    def on_ready(address: str) -> None:
+        announce(
+            {"address": address}, f"Gateway at {address}, its page too. Ctrl-C ends it.", as_json=as_json
+        )
+
+    asyncio.run(serve_gateway(Home(home), on_ready=on_ready))
+
+
+@app.command()
+def status(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """How the running gateway stands: line, queue, limits, readers."""
+    data = ask(Home(home), "GET", "/v1/status")
+    emit(data, _text(data), as_json=as_json)
+
+
+@app.command()
+def synchronise(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """Present the queue and fetch limits now."""
+    emit(ask(Home(home), "POST", "/v1/synchronise", {}), "Synchronising.", as_json=as_json)
+
+
+def _text(data: dict[str, Any]) -> str:
+    line, queue, snapshot = data["line"], data["queue"], data["snapshot"]
+    up = {True: "up", False: f"down ({line['problem']})", None: "not tried yet"}[line["up"]]
+    lines = [
+        f"{data['merchant']['name']}, terminal {data['terminal_id']}",
+        f"  line to the ledger: {up}",
+        f"  waiting for the ledger: {queue['count']} payments, {queue['amount']} of at most {queue['cap']}",
+        f"  limits: {snapshot['sentence'] if snapshot else 'none yet: nothing can be approved'}",
+    ]
+    if queue["oldest_at_unix_ms"]:
+        age_s = int(time.time()) - queue["oldest_at_unix_ms"] // 1000
+        lines.append(f"  the oldest has waited {age_s} s")
+    if data["snapshot_problem"]:
+        lines.append(f"  limits were refused: {data['snapshot_problem']}")
+    lines += [
+        f"  {lane['name']}: {lane['reader']}{' (busy)' if lane['busy'] else ''}" for lane in data["lanes"]
+    ]
+    if not data["lanes"]:
+        lines.append("  no reader: run pos-gateway doctor")
+    lines += [
+        f"  refused by the ledger: {r['amount']} ({r['verdict']}: {r['reason']})" for r in data["refused"]
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,258 @@
+"""`ledger …`: the issuer's side."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from pos_gateway.cli.places import LEDGER_HOME, LedgerHome
+from pos_gateway.cli.terminal import Json, announce, emit, emit_rows
+from pos_gateway.enrolment import Merchant
+from pos_gateway.errors import Conflict, InvalidInput
+from pos_gateway.ledger.accounts import Account, Token, TokenStatus
+from pos_gateway.ledger.api import serve as serve_ledger
+from pos_gateway.ledger.ledger import Ledger
+from pos_gateway.money import Currency, Money, currency
+
+app = typer.Typer(no_args_is_help=True, help="Run the issuer's central ledger.")
+account_app = typer.Typer(no_args_is_help=True, help="Accounts and their limits.")
+token_app = typer.Typer(no_args_is_help=True, help="Cards and phones of an account.")
+snapshot_app = typer.Typer(no_args_is_help=True, help="Signed limits for the shops.")
+gateway_app = typer.Typer(no_args_is_help=True, help="The shops' gateways.")
+app.add_typer(account_app, name="account")
+app.add_typer(token_app, name="token")
+app.add_typer(snapshot_app, name="snapshot")
+app.add_typer(gateway_app, name="gateway")
+
+DEFAULT_PORT: Final = 8160
+
+
+@app.command()
+def init(
+    issuer: Annotated[str, typer.Option(help="The issuer's name, signed into every snapshot.")],
+    currency_code: Annotated[str, typer.Option("--currency", help="ISO 4217.")] = "CNY",
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """Make a ledger: its keys, its certificates, an empty book."""
+    with Ledger.create(home, issuer=issuer, currency=currency_code) as ledger:
+        key = ledger.ca_keys[0]
+        data = {
+            "home": str(home),
+            "issuer": issuer,
+            "currency": ledger.currency.code,
+            "ca_key": {"rid": key.rid.hex().upper(), "index": f"{key.index:02X}"},
+            "tls_fingerprint": ledger.keys.tls_fingerprint.hex(),
+        }
+    emit(data, f"Ledger of {issuer} made in {home}. Its keys are there too: guard them.", as_json=as_json)
+
+
+@app.command()
+def serve(
+    host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 for any free one.")] = DEFAULT_PORT,
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """Serve gateways until Ctrl-C."""
+    with Ledger.open(home) as ledger:
+
+        def on_ready(bound_port: int) -> None:
+            address = f"https://{host}:{bound_port}"
+            announce({"address": address}, f"Ledger at {address}. Ctrl-C ends it.", as_json=as_json)
+
+        asyncio.run(serve_ledger(ledger, host, port, on_ready=on_ready))
+
+
+@app.command()
+def show(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """What was presented, what was posted, and whether the books balance."""
+    with Ledger.open(home) as ledger:
+        ledger.check_books()
+        unit, books, alarms = ledger.currency, ledger.trial_balance(), ledger.alarms()
+        verdicts = {verdict.value: count for verdict, count in ledger.verdicts().items()}
+        accounts, gateways = len(ledger.accounts()), len(ledger.gateways())
+        issuer = ledger.identity.issuer
+    out_of_balance_minor = sum(books.values())
+    data = {
+        "issuer": issuer,
+        "currency": unit.code,
+        "verdicts": verdicts,
+        "books_minor": books,
+        "out_of_balance_minor": out_of_balance_minor,
+        "alarms": [{"kind": a.kind.value, "record_id": a.record_id, "detail": a.detail} for a in alarms],
+        "gateways": gateways,
+        "accounts": accounts,
+    }
+    lines = [f"{issuer}: {accounts} accounts, {gateways} gateways."]
+    lines += [f"  presented and {verdict}: {count}" for verdict, count in verdicts.items()]
+    lines += [f"  {book}: {Money(amount_minor, unit)}" for book, amount_minor in books.items()]
+    lines.append(f"  out of balance: {Money(out_of_balance_minor, unit)}; alarms: {len(alarms)}")
+    emit(data, "\n".join(lines), as_json=as_json)
+
+
+@account_app.command("open")
+def open_account(
+    holder: Annotated[str, typer.Option(help="Who owes what is spent.")],
+    limit: Annotated[str, typer.Option(help="Like 3000.00.")],
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """Open an account with a credit limit."""
+    with Ledger.open(home) as ledger:
+        account = ledger.open_account(holder=holder, limit_minor=ledger.currency.parse(limit))
+    emit(_account(account), _account_text(account), as_json=as_json)
+
+
+@account_app.command("show")
+def show_account(account_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Limit, debt, reserve and tokens of an account."""
+    with Ledger.open(home) as ledger:
+        account = ledger.account(account_id)
+    emit(_account(account), _account_text(account), as_json=as_json)
+
+
+@account_app.command("list")
+def list_accounts(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Every account."""
+    with Ledger.open(home) as ledger:
+        rows = [_account(account) for account in ledger.accounts()]
+    columns = ("id", "holder", "currency", "limit_minor", "outstanding_minor", "reserve_minor", "free_minor")
+    emit_rows("accounts", columns, rows, as_json=as_json, empty="No account yet.")
+
+
+@token_app.command("issue")
+def issue_token(
+    account_id: str,
+    out: Annotated[
+        Path, typer.Option(help="Where the card's personalisation is written: secret, mode 0600.")
+    ],
+    per_tap_cap: Annotated[str | None, typer.Option(help="Like 500.00; the policy's if not said.")] = None,
+    phone: Annotated[bool, typer.Option("--phone", help="A device that verifies its holder.")] = False,
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """Issue a token: a card's data, keys and certificates. It can pay once the next snapshot is out."""
+    if out.exists():
+        raise Conflict(f"{out} exists already", advice="a card's keys are never written over another's")
+    with Ledger.open(home) as ledger:
+        cap_minor = ledger.currency.parse(per_tap_cap) if per_tap_cap else None
+        issued = ledger.issue_token(account_id, per_tap_cap_minor=cap_minor, holder_verified_on_device=phone)
+    _write_secret(out, issued.personalisation.to_json())
+    token = issued.token
+    data = _token(token) | {"personalisation": str(out)}
+    emit(data, f"Token {token.id} (•••• {token.last4}) issued; its card data is in {out}.", as_json=as_json)
+
+
+@token_app.command("block")
+def block_token(token_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Block a token. Shops learn of it with the next snapshot."""
+    _set_status(token_id, TokenStatus.BLOCKED, home, as_json=as_json)
+
+
+@token_app.command("unblock")
+def unblock_token(token_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Lift a block."""
+    _set_status(token_id, TokenStatus.ACTIVE, home, as_json=as_json)
+
+
+@snapshot_app.command("publish")
+def publish_snapshot(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Publish limits for every token, signed."""
+    with Ledger.open(home) as ledger:
+        published = ledger.publish()
+    data = {
+        "version": published.version,
+        "count": published.record_count,
+        "size": published.size,
+        "path": str(published.path),
+        "valid_until_unix_s": published.valid_until_unix_s,
+    }
+    emit(data, f"Snapshot {published.version} published: {published.record_count} tokens.", as_json=as_json)
+
+
+@gateway_app.command("invite")
+def invite_gateway(
+    merchant_id: Annotated[str, typer.Option(help="At most 15 characters.")],
+    merchant_name: Annotated[str, typer.Option()],
+    category: Annotated[str, typer.Option(help="Merchant category code, ISO 18245.")],
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """A one-time code by which a shop's gateway enrols. It is shown once."""
+    try:
+        merchant = Merchant(id=merchant_id, name=merchant_name, category=category)
+    except ValueError:
+        raise InvalidInput(
+            "id of at most 15 characters and a category of four digits are needed", where="merchant"
+        ) from None
+    with Ledger.open(home) as ledger:
+        code = ledger.invite(merchant)
+    emit({"code": code}, f"Type this at the shop: pos-gateway gateway enroll --code {code}", as_json=as_json)
+
+
+@gateway_app.command("list")
+def list_gateways(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Every enrolled gateway."""
+    with Ledger.open(home) as ledger:
+        rows = [
+            {"id": g.id, "terminal_id": g.terminal_id, "merchant": g.merchant.name} for g in ledger.gateways()
+        ]
+    emit_rows(
+        "gateways", ("id", "terminal_id", "merchant"), rows, as_json=as_json, empty="No gateway enrolled yet."
+    )
+
+
+def _set_status(token_id: str, status: TokenStatus, home: Path, *, as_json: bool) -> None:
+    with Ledger.open(home) as ledger:
+        token = ledger.set_token_status(token_id, status)
+    emit(_token(token), f"Token {token.id} is {token.status.value}.", as_json=as_json)
+
+
+def _token(token: Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "account_id": token.account_id,
+        "last4": token.last4,
+        "expires": token.expires.isoformat(),
+        "status": token.status.value,
+        "per_tap_cap_minor": token.per_tap_cap_minor,
+        "highest_counter": token.highest_counter,
+        "ceiling": token.ceiling,
+        "reserve_minor": token.reserve_minor,
+    }
+
+
+def _account(account: Account) -> dict[str, Any]:
+    return {
+        "id": account.id,
+        "holder": account.holder,
+        "currency": account.currency,
+        "limit_minor": account.limit_minor,
+        "outstanding_minor": account.outstanding_minor,
+        "reserve_minor": account.reserve_minor,
+        "free_minor": account.free_minor,
+        "tokens": [_token(token) for token in account.tokens],
+    }
+
+
+def _account_text(account: Account) -> str:
+    unit: Currency = currency(account.currency)
+    lines = [
+        f"Account {account.id} of {account.holder}",
+        f"  limit {Money(account.limit_minor, unit)}, owed {Money(account.outstanding_minor, unit)}, "
+        f"reserved for shops off the network {Money(account.reserve_minor, unit)}, "
+        f"free {Money(account.free_minor, unit)}",
+    ]
+    lines += [f"  token {t.id} •••• {t.last4}, {t.status.value}" for t in account.tokens]
+    return "\n".join(lines)
+
+
+def _write_secret(path: Path, text: str) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)

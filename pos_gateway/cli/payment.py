@@ -1,0 +1,104 @@
+"""`payment start|show|cancel`: take a payment on the running gateway."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Annotated, Any
+from uuid import UUID
+
+import typer
+
+from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
+from pos_gateway.cli.terminal import EXIT_NO, Json, emit
+from pos_gateway.errors import InvalidInput
+from pos_gateway.gateway.config import Home, load_settings
+from pos_gateway.gateway.local_client import ask, watch
+from pos_gateway.money import currency
+from pos_gateway.records import uuid7
+
+app = typer.Typer(no_args_is_help=True, help="Take a payment on the running gateway.")
+
+_SENTENCES = {
+    "present_card": "Present card.",
+    "processing": "Processing; keep the card at the reader.",
+    "tap_again": "The card left too early. Tap it again.",
+    "remove_card": "Take the last card away first.",
+    "reader_missing": "The reader is missing.",
+}
+
+
+@app.command()
+def start(
+    amount: Annotated[str, typer.Argument(help="Like 19.30, in the till's currency.")],
+    payment_id: Annotated[
+        str | None, typer.Option("--id", help="A UUID; the same again never pays twice.")
+    ] = None,
+    lane: Annotated[str | None, typer.Option(help="Which lane; a free one if not said.")] = None,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """Ask for a tap and wait for its result. Exit code 0 approved, 1 not."""
+    place = Home(home)
+    unit = currency(load_settings(place).terminal.currency)
+    chosen = _uuid(payment_id) if payment_id else uuid7(time.time_ns() // 1_000_000, os.urandom(10))
+    order = {"id": str(chosen), "amount_minor": unit.parse(amount), "currency": unit.code}
+    view = ask(place, "POST", "/v1/payments", order | ({"lane": lane} if lane else {}))
+    if not view["final"]:
+        view = _follow(place, str(chosen), quiet=as_json)
+    _tell(view, as_json=as_json)
+
+
+@app.command()
+def show(payment_id: str, home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """How a payment stands. Exit code 0 approved, 1 not."""
+    _tell(ask(Home(home), "GET", f"/v1/payments/{_uuid(payment_id)}"), as_json=as_json)
+
+
+@app.command()
+def cancel(payment_id: str, home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """Ask for a payment's end. A card that has already answered may still approve it."""
+    view = ask(Home(home), "POST", f"/v1/payments/{_uuid(payment_id)}/cancel", {})
+    if not view["final"]:
+        view = _follow(Home(home), view["id"], quiet=True)
+    emit(view, _sentence(view), as_json=as_json)
+
+
+def _follow(home: Home, payment_id: str, *, quiet: bool) -> dict[str, Any]:
+    last: dict[str, Any] = {}
+
+    def on_event(view: dict[str, Any]) -> bool:
+        if not quiet and view["state"] != last.get("state") and view["state"] in _SENTENCES:
+            print(_SENTENCES[view["state"]], flush=True)
+        last.update(view)
+        return not view["final"]
+
+    watch(home, f"/v1/payments/{payment_id}/events", on_event)
+    return last if last.get("final") else ask(home, "GET", f"/v1/payments/{payment_id}")
+
+
+def _tell(view: dict[str, Any], *, as_json: bool) -> None:
+    emit(view, _sentence(view), as_json=as_json)
+    if view["state"] != "approved":
+        raise typer.Exit(EXIT_NO)
+
+
+def _sentence(view: dict[str, Any]) -> str:
+    card = f" from card •••• {view['token_last4']}" if view["token_last4"] else ""
+    match view["state"]:
+        case "approved":
+            return (
+                f"Approved: {view['amount']}{card}. Journal record {view['sequence']}, payment {view['id']}."
+            )
+        case "declined":
+            detail = f" [{view['message']}]" if view["message"] else ""
+            return f"Declined: {view['amount']}{card}. {view['english']}{detail}"
+        case state:
+            return f"{state.replace('_', ' ').capitalize()}: {view['amount']}. {view['message']}".rstrip()
+
+
+def _uuid(text: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidInput("not a UUID", where="payment id") from None

@@ -1,0 +1,222 @@
+"""The gateway's local HTTP API: start a payment, watch it, see how the gateway stands.
+
+    POST   /v1/payments               {"id", "amount_minor", "currency", "lane"?} → the payment
+    GET    /v1/payments/{id}          how it stands
+    POST   /v1/payments/{id}/cancel   ask for its end
+    GET    /v1/payments/{id}/events   server-sent events until it is final
+    GET    /v1/status                 lanes, line, queue, snapshot
+    POST   /v1/synchronise            present the queue and fetch limits now
+    GET    /v1/events                 server-sent events: `payment` and `status`
+    GET    /                          the page
+
+Errors are `{"error": {"code", "reason", "advice"}}`. The API binds to loopback and has no sign-in yet;
+what keeps other web pages out is that only JSON is accepted (a cross-origin page cannot send that
+unasked) and that Host and Origin must name this server.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pos_gateway.errors import (
+    Conflict,
+    InvalidInput,
+    InvalidMessage,
+    NotFound,
+    PosGatewayError,
+    Unavailable,
+)
+from pos_gateway.gateway.dashboard.pages import add_pages
+from pos_gateway.gateway.events import Event, Hub, Subscription
+from pos_gateway.gateway.payments import Payments
+
+_log = structlog.get_logger(__name__)
+
+_MAX_BODY_BYTES: Final = 64 * 1024
+_KEEP_ALIVE_S: Final = 15.0
+LOOPBACK_NAMES: Final = ("127.0.0.1", "localhost", "[::1]")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the API needs of the running gateway."""
+
+    payments: Payments
+    hub: Hub
+    status: Callable[[], dict[str, Any]]
+    synchronise: Callable[[], None]
+    host_names: tuple[str, ...] = LOOPBACK_NAMES
+
+
+class StartPayment(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str = Field(description="a UUID chosen by the caller; the same on every retry")
+    amount_minor: int
+    currency: str
+    lane: str | None = None
+
+
+def build_app(parts: Parts) -> web.Application:
+    app = web.Application(middlewares=[_errors, _own_pages_only(parts)], client_max_size=_MAX_BODY_BYTES)
+
+    async def start(request: web.Request) -> web.Response:
+        order = await _body(request, StartPayment)
+        view = parts.payments.start(
+            _payment_id(order.id, "id"), order.amount_minor, order.currency, order.lane
+        )
+        return _json(view.as_json(), status=200 if view.state.final else 202)
+
+    async def show(request: web.Request) -> web.Response:
+        return _json(parts.payments.show(_payment_id(request.match_info["id"], "path")).as_json())
+
+    async def cancel(request: web.Request) -> web.Response:
+        return _json(parts.payments.cancel(_payment_id(request.match_info["id"], "path")).as_json())
+
+    async def watch_payment(request: web.Request) -> web.StreamResponse:
+        payment_id = _payment_id(request.match_info["id"], "path")
+        with parts.hub.subscribe() as subscription:
+            now = Event("payment", parts.payments.show(payment_id).as_json())
+
+            def is_last(event: Event) -> bool:
+                return bool(event.data["final"])
+
+            def concerns(event: Event) -> bool:
+                return event.name == "payment" and event.data["id"] == str(payment_id)
+
+            return await _stream(request, subscription, [now], concerns, is_last)
+
+    async def watch_all(request: web.Request) -> web.StreamResponse:
+        with parts.hub.subscribe() as subscription:
+            now = Event("status", parts.status())
+            return await _stream(request, subscription, [now], lambda event: True, lambda event: False)
+
+    async def status(request: web.Request) -> web.Response:
+        return _json(parts.status())
+
+    async def synchronise(request: web.Request) -> web.Response:
+        parts.synchronise()
+        return _json({"started": True}, status=202)
+
+    app.add_routes(
+        [
+            web.post("/v1/payments", start),
+            web.get("/v1/payments/{id}", show),
+            web.post("/v1/payments/{id}/cancel", cancel),
+            web.get("/v1/payments/{id}/events", watch_payment),
+            web.get("/v1/status", status),
+            web.post("/v1/synchronise", synchronise),
+            web.get("/v1/events", watch_all),
+        ]
+    )
+    add_pages(app)
+    return app
+
+
+async def _stream(
+    request: web.Request,
+    subscription: Subscription,
+    first: list[Event],
+    concerns: Callable[[Event], bool],
+    is_last: Callable[[Event], bool],
+) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Cache-Control": "no-store"})
+    response.content_type = "text/event-stream"
+    await response.prepare(request)
+    for event in first:
+        await response.write(event.to_bytes())
+        if is_last(event):
+            return response
+    while True:
+        try:
+            event_or_end = await subscription.next(_KEEP_ALIVE_S)
+        except TimeoutError:
+            await response.write(b": still here\n\n")
+            continue
+        if event_or_end is None:
+            return response
+        if concerns(event_or_end):
+            await response.write(event_or_end.to_bytes())
+            if is_last(event_or_end):
+                return response
+
+
+async def _body(request: web.Request, shape: type[StartPayment]) -> StartPayment:
+    try:
+        return shape.model_validate_json(await request.read())
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "body"
+        raise InvalidMessage(first["msg"], where=place) from None
+
+
+def _payment_id(text: str, where: str) -> UUID:
+    try:
+        return UUID(text)
+    except ValueError:
+        raise InvalidMessage("not a UUID", where=where) from None
+
+
+def _json(data: Mapping[str, Any], *, status: int = 200) -> web.Response:
+    return web.json_response(data, status=status, dumps=lambda d: json.dumps(d, ensure_ascii=False))
+
+
+def _error(status: int, code: str, reason: str, advice: str = "") -> web.Response:
+    return _json({"error": {"code": code, "reason": reason, "advice": advice}}, status=status)
+
+
+def _own_pages_only(parts: Parts) -> Middleware:
+    @web.middleware
+    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if _host_name(request.host) not in parts.host_names:
+            return _error(421, "wrong_host", "this server does not answer to that name")
+        if request.method == "POST":
+            origin = request.headers.get("Origin")
+            if origin is not None and origin.partition("://")[2] != request.host:
+                return _error(403, "wrong_origin", "another web page may not do this")
+            if request.content_type != "application/json":
+                return _error(415, "wrong_content_type", "send application/json")
+        return await handler(request)
+
+    return check
+
+
+def _host_name(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name if colon and port.isdigit() else host
+
+
+@web.middleware
+async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return _error(error.status, error.reason.lower().replace(" ", "_"), error.reason)
+    except PosGatewayError as error:
+        return _error(_status_of(error), type(error).__name__, error.reason, error.advice)
+    except Exception:  # noqa: BLE001 - the cause goes to the log, never to the caller
+        _log.exception("request failed", method=request.method, path=request.path)
+        return _error(500, "internal", "something went wrong here", "see the gateway's log")
+
+
+def _status_of(error: PosGatewayError) -> int:
+    match error:
+        case InvalidInput():
+            return 400
+        case NotFound():
+            return 404
+        case Conflict():
+            return 409
+        case Unavailable():
+            return 503
+        case _:
+            return 500

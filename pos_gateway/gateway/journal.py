@@ -1,0 +1,524 @@
+"""The journal: what the gateway has promised, durable before anybody is told; also its queue.
+
+Append-only, gap-free, hash-chained, signed. One process writes it. Many threads may append: whoever
+finds nobody committing leads and commits everything that waits in one transaction; the others sleep
+until their record is on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, Self
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from pos_gateway.authorization.decision import Interval
+from pos_gateway.authorization.policy import Exposure
+from pos_gateway.errors import (
+    AuthenticationFailed,
+    Conflict,
+    InvalidMessage,
+    NotFound,
+    OutcomeUnknown,
+    PosGatewayError,
+    Unavailable,
+)
+from pos_gateway.gateway.journal_file import JournalFile
+from pos_gateway.gateway.journal_view import JournalView, RunningView, about, check_facts
+from pos_gateway.records import (
+    GENESIS_HASH,
+    MAX_BATCH_RECORDS,
+    MAX_BODY_BYTES,
+    MAX_PROOF_BYTES,
+    Kind,
+    Record,
+    canonical_json,
+    chain_record,
+)
+
+_PAGE_RECORDS: Final = 1000
+_KINDS: Final = {kind.value: kind for kind in Kind}
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A record before it has its place in the chain. Facts hold token numbers truncated only.
+
+    Raises:
+        InvalidMessage: a fact its kind needs is missing or wrong, or the record is too large.
+    """
+
+    kind: Kind
+    id: UUID
+    facts: Mapping[str, Any] = field(repr=False)
+    proof: bytes = field(default=b"", repr=False)
+    body: str = field(init=False, repr=False)
+    about: UUID | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        where = f"{self.kind.value} record"
+        check_facts(self.kind, self.facts)
+        try:
+            body = canonical_json(self.facts)
+        except (TypeError, ValueError):
+            raise InvalidMessage("facts that JSON cannot hold", where=where) from None
+        if len(body.encode()) > MAX_BODY_BYTES or len(self.proof) > MAX_PROOF_BYTES:
+            raise InvalidMessage("too large for the journal", where=where)
+        object.__setattr__(self, "body", body)
+        object.__setattr__(self, "about", about(self.kind, self.facts))
+
+    def is_content_of(self, record: Record) -> bool:
+        return record.kind is self.kind and record.proof == self.proof and record.body == self.body
+
+
+class _Request:
+    """One call of `append`, waiting for its commit."""
+
+    __slots__ = ("_ready", "drafts", "error", "records")
+
+    def __init__(self, drafts: Sequence[Draft]) -> None:
+        self.drafts = drafts
+        self.records: list[Record] | None = None
+        self.error: PosGatewayError | None = None
+        self._ready = threading.Lock()
+        self._ready.acquire()
+
+    @property
+    def settled(self) -> bool:
+        return self.records is not None or self.error is not None
+
+    def sleep(self) -> None:
+        self._ready.acquire()
+
+    def wake(self) -> None:
+        self._ready.release()
+
+
+class Journal:
+    """The one writer of a journal. All methods may be called from any thread; they block on the disk."""
+
+    def __init__(
+        self, path: Path, lock_file: int, file: JournalFile, key: Ed25519PrivateKey, gateway_id: str
+    ) -> None:
+        self._path = path
+        self._lock_file = lock_file
+        self._key = key
+        self._gateway_id = gateway_id
+        self._mutex = threading.Lock()
+        """Guards the waiting list, the running view and who leads; never held over disk work."""
+        self._waiting: list[_Request] = []
+        self._leading = False
+        self._reading = threading.Lock()
+        self._reader: JournalFile | None = None
+        self._file: JournalFile | None = file
+        self._head = 0, GENESIS_HASH
+        self._running = RunningView()
+        self._view: JournalView | None = None
+        self._take_over(file)
+
+    @classmethod
+    def open(cls, path: Path, *, gateway_key: Ed25519PrivateKey, gateway_id: str) -> Journal:
+        """Open or create the journal and add its records up.
+
+        Raises:
+            Unavailable: another gateway has it open, or the disk refuses.
+            Conflict: it belongs to another gateway.
+            AuthenticationFailed: a sequence is missing, or the newest record is not ours.
+        """
+        lock_file = _lock(path.with_name(path.name + ".lock"))
+        file: JournalFile | None = None
+        try:
+            public_key = gateway_key.public_key().public_bytes_raw()
+            file = JournalFile.open_for_writing(path, gateway_id=gateway_id, public_key=public_key)
+            return cls(path, lock_file, file, gateway_key, gateway_id)
+        except BaseException as error:
+            if file is not None:
+                file.close()
+            os.close(lock_file)
+            if isinstance(error, (sqlite3.Error, OSError)):
+                raise _unavailable(error, "the journal cannot be opened") from None
+            raise
+
+    def append(self, kind: Kind, record_id: UUID, facts: Mapping[str, Any], proof: bytes = b"") -> Record:
+        """Make one record durable. When this returns, the record has been synced to the disk.
+
+        The same id with the same content again returns the record that is there.
+
+        Raises:
+            InvalidMessage: facts that this kind of record cannot do without are missing or wrong.
+            Conflict: the id is there with other content.
+            Unavailable: the disk refused (full, broken); the record is certainly not there.
+            OutcomeUnknown: the disk failed and could not be read again: the record may be there.
+        """
+        return self.append_all([Draft(kind, record_id, facts, proof)])[0]
+
+    def append_all(self, drafts: Sequence[Draft]) -> list[Record]:
+        """Make several records durable in one transaction, all or none; see `append`."""
+        request = _Request(drafts)
+        with self._mutex:
+            self._waiting.append(request)
+            leads, self._leading = not self._leading, True
+        if not leads:
+            request.sleep()
+        if not request.settled:
+            self._lead()
+        if request.error is not None:
+            raise request.error
+        return request.records or []
+
+    @property
+    def view(self) -> JournalView:
+        """What the journal adds up to now. Never waits for the disk."""
+        with self._mutex:
+            if self._view is None:
+                self._view = self._running.value()
+            return self._view
+
+    @property
+    def exposure(self) -> Exposure:
+        return self.view.exposure
+
+    @property
+    def latest_at_unix_ms(self) -> int:
+        """The latest time any record carries; a clock behind it is not to be trusted."""
+        return self.view.latest_at_unix_ms
+
+    @property
+    def last_sequence(self) -> int:
+        return self.view.last_sequence
+
+    def intervals(self, token_key: bytes) -> tuple[Interval, ...]:
+        """What this gateway's authorizations claim of the token's counter line."""
+        with self._mutex:
+            return self._running.intervals(token_key)
+
+    def queue(self, limit: int = MAX_BATCH_RECORDS) -> list[Record]:
+        """The oldest unsynchronised records, in the order of their sequence."""
+        with self._mutex:
+            sequences = list(islice(self._running.queued_sequences(), limit))
+        with self._read() as file:
+            return [file.at(sequence) for sequence in sequences]
+
+    def records(self, after: int = 0, limit: int = _PAGE_RECORDS) -> list[Record]:
+        """At most `limit` records with a sequence above `after`, in order."""
+        with self._read() as file:
+            return file.after(after, limit)
+
+    def get(self, record_id: UUID) -> Record:
+        """
+        Raises:
+            NotFound: no such record.
+        """
+        with self._read() as file:
+            record = file.find(record_id)
+        if record is None:
+            raise NotFound(f"the journal has no record {record_id}")
+        return record
+
+    def about(self, record_id: UUID) -> list[Record]:
+        """The record of this id, if any, and every record that speaks of it, oldest first."""
+        with self._read() as file:
+            return file.about(record_id)
+
+    def verify(self) -> int:
+        """Walk the whole chain; see `verify_chain`."""
+        with JournalReader.open(self._path) as reader:
+            return reader.verify(self._key.public_key())
+
+    def close(self) -> None:
+        """Close the file and let another process have it. No append may be under way."""
+        self._stop()
+        os.close(self._lock_file)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _lead(self) -> None:
+        """Commit everything that waits, then hand the lead to somebody who came meanwhile."""
+        with self._mutex:
+            batch, self._waiting = self._waiting, []
+        try:
+            self._commit(batch)
+        except BaseException as error:
+            # Not a disk error we know: trust nothing in memory, read the file anew for whoever comes next.
+            self._stop()
+            for request in batch:
+                if not request.settled:
+                    request.error = OutcomeUnknown(f"the journal failed: {type(error).__name__}")
+            raise
+        finally:
+            with self._mutex:
+                if self._waiting:
+                    self._waiting[0].wake()
+                else:
+                    self._leading = False
+            for request in batch[1:]:
+                request.wake()
+
+    def _commit(self, batch: Sequence[_Request]) -> None:
+        try:
+            file = self._file or self._reopen()
+        except PosGatewayError as error:
+            for request in batch:
+                request.error = error
+            return
+        except (sqlite3.Error, OSError) as error:
+            for request in batch:
+                request.error = _unavailable(error, "the journal cannot be opened")
+            return
+        try:
+            try:
+                self._write(file, batch, look_up=False)
+            except sqlite3.IntegrityError:
+                self._write(file, batch, look_up=True)
+        except sqlite3.Error as error:
+            self._settle(batch, error)
+
+    def _write(self, file: JournalFile, batch: Sequence[_Request], *, look_up: bool) -> None:
+        """Chain, sign and commit. Ids are looked up only once the unique index has complained."""
+        head = self._head
+        fresh: list[tuple[Draft, Record]] = []
+        placed: dict[UUID, Record] = {}
+        known: dict[UUID, Record] = {}
+        for request in batch:
+            request.error = None
+            sequence, previous_hash = head
+            added: list[tuple[Draft, Record]] = []
+            for draft in request.drafts:
+                record = placed.get(draft.id)
+                if record is None and look_up and (record := file.find(draft.id)) is not None:
+                    known[draft.id] = record
+                if record is None:
+                    sequence += 1
+                    record = chain_record(
+                        sequence=sequence,
+                        record_id=draft.id,
+                        kind=draft.kind,
+                        body=draft.body,
+                        proof=draft.proof,
+                        previous_hash=previous_hash,
+                        gateway_key=self._key,
+                    )
+                    previous_hash = record.hash
+                    added.append((draft, record))
+                    placed[draft.id] = record
+                elif not draft.is_content_of(record):
+                    request.error = Conflict(f"record {draft.id} is in the journal with other content")
+                    for undone, _ in added:
+                        del placed[undone.id]
+                    break
+            else:
+                head = sequence, previous_hash
+                fresh += added
+        if fresh:
+            file.write([record for _, record in fresh], [draft.about for draft, _ in fresh])
+            self._head = head
+            with self._mutex:
+                for draft, record in fresh:
+                    subject = draft.about.bytes if draft.about is not None else None
+                    self._running.add(record.sequence, record.id.bytes, record.kind, subject, draft.facts)
+                self._view = None
+        for request in batch:
+            if request.error is None:
+                request.records = [placed.get(d.id) or known[d.id] for d in request.drafts]
+
+    def _settle(self, batch: Sequence[_Request], error: sqlite3.Error) -> None:
+        """The disk failed in mid-commit: close, reopen, re-read, and only then tell the truth.
+
+        A full disk is no mystery: SQLite gave up before the commit's last frame was written, and has
+        rolled back. There may be no room for reopening either, so there it goes on as it is.
+        """
+        try:
+            file = self._file if self._file is not None and _is_full(error) else self._reopen()
+            found = [[file.find(draft.id) for draft in request.drafts] for request in batch]
+        except (sqlite3.Error, OSError, PosGatewayError) as second:
+            for request in batch:
+                request.error = OutcomeUnknown(
+                    f"the journal failed ({error}) and cannot be read again ({second})",
+                    advice="take no payments; check the disk, then restart the gateway",
+                )
+            return
+        for request, records in zip(batch, found, strict=True):
+            present = [record for record in records if record is not None]
+            if len(present) == len(records):
+                clash = next(
+                    (d for d, r in zip(request.drafts, present, strict=True) if not d.is_content_of(r)), None
+                )
+                if clash is None:
+                    request.records = present
+                else:
+                    request.error = Conflict(f"record {clash.id} is in the journal with other content")
+            else:
+                request.error = _unavailable(error, "the journal could not write; nothing was recorded")
+
+    def _stop(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+        with self._reading:
+            self._close_reader()
+
+    def _reopen(self) -> JournalFile:
+        self._stop()
+        public_key = self._key.public_key().public_bytes_raw()
+        file = JournalFile.open_for_writing(self._path, gateway_id=self._gateway_id, public_key=public_key)
+        try:
+            file.make_durable()
+            self._take_over(file)
+        except BaseException:
+            file.close()
+            raise
+        self._file = file
+        return file
+
+    def _take_over(self, file: JournalFile) -> None:
+        """Add up what the file holds, and go on from its newest record."""
+        running = RunningView()
+        last = file.last()
+        for expected, (sequence, record_id, kind, subject, body) in enumerate(file.bodies(), start=1):
+            if sequence != expected:
+                raise AuthenticationFailed(f"record {expected} is missing", step="journal sequence")
+            try:
+                running.add(sequence, record_id, _KINDS[kind], subject, json.loads(body))
+            except (ValueError, KeyError, TypeError):
+                raise AuthenticationFailed(
+                    f"record {sequence} was changed",
+                    step="record hash",
+                    advice="run `pos-gateway journal verify`",
+                ) from None
+        if last is not None:
+            last.verify(self._key.public_key())
+        self._head = (last.sequence, last.hash) if last else (0, GENESIS_HASH)
+        with self._mutex:
+            self._running = running
+            self._view = None
+
+    @contextmanager
+    def _read(self) -> Iterator[JournalFile]:
+        """The second connection: it sees what is committed and nothing else."""
+        with self._reading:
+            try:
+                if self._reader is None:
+                    self._reader = JournalFile.open_for_reading(self._path)
+                yield self._reader
+            except sqlite3.Error as error:
+                self._close_reader()
+                raise _unavailable(error, "the journal cannot be read") from None
+
+    def _close_reader(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+
+
+class JournalReader:
+    """A journal opened beside its gateway, running or not: to list and to verify."""
+
+    def __init__(self, file: JournalFile) -> None:
+        self._file = file
+
+    @classmethod
+    def open(cls, path: Path) -> JournalReader:
+        """
+        Raises:
+            NotFound: there is no journal.
+            Unavailable: it cannot be read.
+        """
+        return cls(JournalFile.open_for_reading(path))
+
+    @property
+    def gateway_id(self) -> str:
+        return self._file.owner()[0]
+
+    @property
+    def last_sequence(self) -> int:
+        """0 while it is empty."""
+        last = self._file.last()
+        return last.sequence if last is not None else 0
+
+    def records(self, after: int = 0, limit: int = _PAGE_RECORDS) -> list[Record]:
+        """At most `limit` records with a sequence above `after`, in order."""
+        return self._file.after(after, limit)
+
+    def get(self, record_id: UUID) -> Record:
+        """
+        Raises:
+            NotFound: no such record.
+        """
+        record = self._file.find(record_id)
+        if record is None:
+            raise NotFound(f"the journal has no record {record_id}")
+        return record
+
+    def about(self, record_id: UUID) -> list[Record]:
+        """The record of this id, if any, and every record that speaks of it, oldest first."""
+        return self._file.about(record_id)
+
+    def verify(self, gateway_key: Ed25519PublicKey) -> int:
+        """Check sequence, chain, hash and signature of every record; returns how many there are.
+
+        Raises:
+            AuthenticationFailed: step `journal sequence`, `journal chain`, `record hash` or
+                `record signature`; the reason names the sequence.
+        """
+        sequence, previous_hash = 0, GENESIS_HASH
+        while page := self._file.after(sequence, _PAGE_RECORDS):
+            for record in page:
+                sequence += 1
+                if record.sequence != sequence:
+                    raise AuthenticationFailed(f"record {sequence} is missing", step="journal sequence")
+                if record.previous_hash != previous_hash:
+                    raise AuthenticationFailed(
+                        f"record {sequence} does not follow the one before it", step="journal chain"
+                    )
+                record.verify(gateway_key)
+                previous_hash = record.hash
+        return sequence
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _lock(path: Path) -> int:
+    """Keep a second gateway away for as long as the returned descriptor is open."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise Unavailable(
+            f"another gateway is writing the journal beside {path.name}",
+            advice="stop it first, or use another home directory",
+        ) from None
+    return descriptor
+
+
+def _is_full(error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) == errno.ENOSPC
+
+
+def _unavailable(error: Exception, what: str) -> Unavailable:
+    if _is_full(error):
+        return Unavailable(f"{what}: the disk is full", advice="make room; payments go on by themselves then")
+    return Unavailable(f"{what}: {error}", advice="check the disk")

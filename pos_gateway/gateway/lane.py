@@ -1,0 +1,246 @@
+"""A lane: one reader and the payment it is taking, in a thread of their own."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, Final
+from uuid import UUID
+
+import structlog
+
+from pos_gateway.authorization.decision import Decline
+from pos_gateway.authorization.reasons import Reason
+from pos_gateway.errors import PosGatewayError, ReaderUnavailable, Unavailable
+from pos_gateway.gateway.readers.port import Indication, Reader
+from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, Step, Till
+from pos_gateway.money import Currency, Money
+from pos_gateway.records import Record
+
+_log = structlog.get_logger(__name__)
+
+_READER_RETRY_S: Final = 0.5
+_WAIT_SLICE_S: Final = 1.0
+
+
+class State(Enum):
+    """Where a payment stands. The last four are final."""
+
+    REMOVE_CARD = "remove_card"
+    PRESENT_CARD = "present_card"
+    PROCESSING = "processing"
+    TAP_AGAIN = "tap_again"
+    READER_MISSING = "reader_missing"
+    APPROVED = "approved"
+    DECLINED = "declined"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+
+    @property
+    def final(self) -> bool:
+        return self in (State.APPROVED, State.DECLINED, State.CANCELLED, State.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class PaymentView:
+    """What anybody may see of a payment."""
+
+    id: UUID
+    amount_minor: int
+    currency: Currency
+    state: State
+    step: str = ""
+    reason: Reason | None = None
+    message: str = ""
+    token_last4: str = ""
+    sequence: int | None = None
+    """The journal sequence of the approval."""
+
+    def as_json(self) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            "id": str(self.id),
+            "amount_minor": self.amount_minor,
+            "currency": self.currency.code,
+            "amount": str(Money(self.amount_minor, self.currency)),
+            "state": self.state.value,
+            "final": self.state.final,
+            "step": self.step,
+            "message": self.message,
+            "token_last4": self.token_last4,
+            "sequence": self.sequence,
+            "reason": None,
+        }
+        if self.reason is not None:
+            told = self.reason.explanation
+            out |= {
+                "reason": self.reason.value,
+                "response_code": told.response_code,
+                "english": told.english,
+                "chinese": told.chinese,
+            }
+        return out
+
+    @classmethod
+    def of_authorization(cls, record: Record, currency: Currency) -> PaymentView:
+        """What the journal alone knows: it was approved."""
+        facts = record.facts()
+        return cls(
+            id=record.id,
+            amount_minor=facts["amount_minor"],
+            currency=currency,
+            state=State.APPROVED,
+            token_last4=facts["token_last4"],
+            sequence=record.sequence,
+        )
+
+
+class Lane:
+    """Takes one payment at a time.
+
+    `show` is called from the lane's thread with each new view of the payment.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reader: Reader,
+        till: Till,
+        *,
+        card_timeout_s: float,
+        show: Callable[[PaymentView], None],
+    ) -> None:
+        self.name = name
+        self._reader = reader
+        self._till = till
+        self._card_timeout_s = card_timeout_s
+        self._show = show
+        self._inbox: queue.SimpleQueue[Payment | None] = queue.SimpleQueue()
+        self._busy = threading.Lock()
+        self._cancelled = threading.Event()
+        self._card_may_remain = False
+        self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
+
+    @property
+    def reader_name(self) -> str:
+        return self._reader.name
+
+    @property
+    def busy(self) -> bool:
+        return self._busy.locked()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def take(self, payment: Payment) -> PaymentView:
+        """Begin a payment; its progress is told through `show`.
+
+        Raises:
+            Unavailable: the lane is taking another payment.
+        """
+        if not self._busy.acquire(blocking=False):
+            raise Unavailable(
+                f"lane {self.name} is taking another payment", advice="finish or cancel that payment first"
+            )
+        self._cancelled.clear()
+        view = self._view(payment, State.PRESENT_CARD)
+        self._inbox.put(payment)
+        return view
+
+    def cancel(self) -> None:
+        """Cancel the payment if no card is being asked; a TC that was given decides otherwise."""
+        self._cancelled.set()
+        self._reader.interrupt()
+
+    def close(self) -> None:
+        self._inbox.put(None)
+        self.cancel()
+        self._thread.join(timeout=5)
+        self._reader.close()
+
+    def _run(self) -> None:
+        while (payment := self._inbox.get()) is not None:
+            try:
+                final = self._pay(payment)
+            except PosGatewayError as error:
+                _log.error("payment failed", payment=str(payment.id), reason=error.reason)
+                final = self._view(payment, State.FAILED, message=str(error))
+            except Exception as error:  # noqa: BLE001 - one payment's bug must not end the lane
+                _log.exception("payment failed", payment=str(payment.id))
+                final = self._view(payment, State.FAILED, message=f"internal error {type(error).__name__}")
+            self._reader.indicate(
+                Indication.APPROVED if final.state is State.APPROVED else Indication.DECLINED
+            )
+            self._busy.release()
+            self._show(final)
+
+    def _pay(self, payment: Payment) -> PaymentView:
+        deadline = time.monotonic() + self._card_timeout_s
+        torn: Decline | None = None
+        while not self._cancelled.is_set() and (left_s := deadline - time.monotonic()) > 0:
+            try:
+                outcome = self._one_tap(payment, min(left_s, _WAIT_SLICE_S), torn)
+            except ReaderUnavailable as error:
+                self._show(self._view(payment, State.READER_MISSING, message=str(error)))
+                self._cancelled.wait(_READER_RETRY_S)
+                continue
+            if isinstance(outcome, Approved):
+                return PaymentView.of_authorization(outcome.record, self._till.station.currency)
+            if isinstance(outcome, Declined):
+                return self._declined(payment, outcome)
+            if outcome is not None:
+                torn = outcome.decline
+        if torn is not None:
+            return self._declined(payment, self._till.give_up(payment, torn))
+        why = "cancelled" if self._cancelled.is_set() else "no card was presented in time"
+        return self._view(payment, State.CANCELLED, message=why)
+
+    def _one_tap(self, payment: Payment, timeout_s: float, torn: Decline | None) -> Outcome | None:
+        """One card's visit to the field; None if none came in time."""
+        if self._card_may_remain:
+            self._reader.indicate(Indication.REMOVE_CARD)
+            if not self._reader.wait_for_removal(timeout_s):
+                self._show(self._view(payment, State.REMOVE_CARD))
+                return None
+            self._card_may_remain = False
+        self._reader.indicate(Indication.PRESENT_CARD)
+        state = State.TAP_AGAIN if torn else State.PRESENT_CARD
+        self._show(self._view(payment, state, reason=torn.reason if torn else None))
+        channel = self._reader.wait_for_card(timeout_s)
+        if channel is None:
+            return None
+        self._card_may_remain = True
+        self._reader.indicate(Indication.PROCESSING)
+        try:
+            return self._till.tap(payment, channel, lambda step: self._progress(payment, step))
+        finally:
+            channel.close()
+
+    def _progress(self, payment: Payment, step: Step) -> None:
+        self._show(self._view(payment, State.PROCESSING, step=step.value))
+
+    def _declined(self, payment: Payment, outcome: Declined) -> PaymentView:
+        view = self._view(payment, State.DECLINED, reason=outcome.decline.reason)
+        return replace(view, message=outcome.decline.detail, token_last4=outcome.token_last4 or "")
+
+    def _view(
+        self,
+        payment: Payment,
+        state: State,
+        *,
+        step: str = "",
+        reason: Reason | None = None,
+        message: str = "",
+    ) -> PaymentView:
+        return PaymentView(
+            id=payment.id,
+            amount_minor=payment.amount_minor,
+            currency=self._till.station.currency,
+            state=state,
+            step=step,
+            reason=reason,
+            message=message,
+        )

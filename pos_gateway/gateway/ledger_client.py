@@ -1,0 +1,291 @@
+"""The gateway's side of the ledger's HTTP API, pinned to the one certificate it enrolled with."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Self
+from uuid import UUID
+
+import aiohttp
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from pos_gateway.enrolment import Enrolment, EnrolmentRequest, parse_code
+from pos_gateway.errors import (
+    AuthenticationFailed,
+    Conflict,
+    InvalidConfiguration,
+    InvalidMessage,
+    LedgerUnreachable,
+    NotFound,
+    PosGatewayError,
+    Unavailable,
+)
+from pos_gateway.records import Record, Verdict, parse_object, sign_batch
+
+_MAX_ANSWER_BYTES: Final = 1024 * 1024
+_MAX_SNAPSHOT_BYTES: Final = 16 * 1024**3
+_MAX_REASON_CHARACTERS: Final = 300
+_CHUNK_BYTES: Final = 256 * 1024
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=60, sock_connect=5, sock_read=30)
+_DOWNLOAD_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=30)
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotOffer:
+    """The newest snapshot the ledger has. Unsigned: it only tells what to fetch."""
+
+    version: int
+    size: int
+    sha256: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The ledger's verdict on one presented record."""
+
+    record_id: UUID
+    verdict: Verdict
+    reason: str
+
+
+class LedgerClient:
+    """Speaks to one ledger. Use inside one event loop, as an async context manager or with `close`.
+
+    Every call raises, beside what it names itself:
+        LedgerUnreachable: the line is down, too slow, or what answers is not the enrolled ledger.
+        InvalidMessage: the ledger's answer, or its opinion of our request, is that it cannot be read.
+    """
+
+    def __init__(self, url: str, certificate_fingerprint: bytes) -> None:
+        """
+        Raises:
+            InvalidConfiguration: not an https address, or no SHA-256 fingerprint.
+        """
+        if not url.startswith("https://"):
+            raise InvalidConfiguration("must begin with https://", where="ledger address")
+        try:
+            self._pin = aiohttp.Fingerprint(certificate_fingerprint)
+        except ValueError:
+            raise InvalidConfiguration("not a SHA-256 fingerprint", where="ledger certificate") from None
+        self._url = url.rstrip("/")
+        self._session: aiohttp.ClientSession | None = None
+
+    async def enrol(self, code: str, public_key: Ed25519PublicKey) -> Enrolment:
+        """Trade a one-time code for an enrolment.
+
+        Raises:
+            AuthenticationFailed: the ledger does not know the code (any more).
+        """
+        request = EnrolmentRequest(code=code, public_key=public_key.public_bytes_raw())
+        body = request.model_dump_json().encode()
+        return Enrolment.parse(await self._exchange("POST", "/v1/enrolments", body))
+
+    async def ledger_time_unix_ms(self) -> int:
+        """Is it there, and what time does it have?"""
+        return _integer(_object(await self._exchange("GET", "/v1/health")), "time_unix_ms")
+
+    async def latest_snapshot(self) -> SnapshotOffer:
+        """
+        Raises:
+            NotFound: nothing has been published yet.
+        """
+        answer = _object(await self._exchange("GET", "/v1/snapshots/latest"))
+        sha256 = answer.get("sha256")
+        try:
+            digest = bytes.fromhex(sha256) if isinstance(sha256, str) else b""
+        except ValueError:
+            digest = b""
+        if len(digest) != 32:
+            raise InvalidMessage("not a SHA-256", where="ledger's answer, field sha256")
+        return SnapshotOffer(_integer(answer, "version"), _integer(answer, "size"), digest)
+
+    async def download(self, offer: SnapshotOffer, write: Callable[[bytes], object]) -> None:
+        """Hand the offered snapshot to `write`, piece by piece, from a worker thread.
+
+        Raises:
+            InvalidMessage: other bytes arrived than were offered.
+            Unavailable: `write` raised an OSError.
+        """
+        if not 0 < offer.size <= _MAX_SNAPSHOT_BYTES:
+            raise InvalidMessage(f"{offer.size} bytes offered", where="ledger's answer, field size")
+        digest, size = hashlib.sha256(), 0
+
+        def take(piece: bytes) -> None:
+            digest.update(piece)
+            try:
+                write(piece)
+            except OSError as error:
+                raise Unavailable(
+                    f"the snapshot cannot be stored: {error.strerror}", advice="check the disk's free space"
+                ) from None
+
+        async with self._answer(
+            "GET", f"/v1/snapshots/{offer.version}", patience=_DOWNLOAD_TIMEOUT
+        ) as answer:
+            async for piece in answer.content.iter_chunked(_CHUNK_BYTES):
+                size += len(piece)
+                if size > offer.size:
+                    raise InvalidMessage(
+                        f"more than the {offer.size} bytes offered", where="snapshot download"
+                    )
+                await asyncio.to_thread(take, piece)
+        if size != offer.size or digest.digest() != offer.sha256:
+            raise InvalidMessage(f"not the {offer.size} bytes offered", where="snapshot download")
+
+    async def present(
+        self, gateway_id: str, records: Sequence[Record], signer: Ed25519PrivateKey
+    ) -> list[Answer]:
+        """Present a batch; one answer per record, in its order. Presenting it again is harmless.
+
+        Raises:
+            AuthenticationFailed: the ledger does not accept this gateway's signature.
+            InvalidMessage: the verdicts are not exactly those of the batch.
+        """
+        body = json.dumps(
+            {"gateway_id": gateway_id, "records": [record.to_wire() for record in records]},
+            separators=(",", ":"),
+        ).encode()
+        headers = {
+            "Pos-Gateway-Id": gateway_id,
+            "Pos-Gateway-Signature": base64.b64encode(sign_batch(body, signer)).decode(),
+        }
+        answer = _object(await self._exchange("POST", "/v1/presentments", body, headers))
+        verdicts = answer.get("verdicts")
+        if not isinstance(verdicts, list):
+            raise InvalidMessage("no list", where="ledger's answer, field verdicts")
+        answers = [_answer(raw) for raw in verdicts]
+        if [answer.record_id for answer in answers] != [record.id for record in records]:
+            raise InvalidMessage("verdicts of other records than were presented", where="ledger's answer")
+        return answers
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _exchange(
+        self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
+    ) -> bytes:
+        async with self._answer(method, path, body, headers) as answer:
+            return await _read(answer)
+
+    @asynccontextmanager
+    async def _answer(
+        self,
+        method: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        patience: aiohttp.ClientTimeout = _TIMEOUT,
+    ) -> AsyncIterator[aiohttp.ClientResponse]:
+        """The answer of one request, its status seen to; every failure of the line in one exception."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar())
+        try:
+            async with self._session.request(
+                method,
+                self._url + path,
+                data=body,
+                headers={"Content-Type": "application/json", **(headers or {})},
+                ssl=self._pin,
+                timeout=patience,
+                allow_redirects=False,
+            ) as answer:
+                if not 200 <= answer.status < 300:
+                    raise _refusal(answer.status, await _read(answer))
+                yield answer
+        except aiohttp.ServerFingerprintMismatch:
+            raise LedgerUnreachable(
+                f"what answers at {self._url} is not the ledger this gateway enrolled with",
+                advice="check the address; if the ledger has a new certificate, enrol again",
+            ) from None
+        except aiohttp.InvalidURL:
+            raise InvalidConfiguration("not an address", where="ledger address") from None
+        except TimeoutError:
+            raise LedgerUnreachable(
+                "the ledger did not answer in time", advice="payments go on; it is tried again"
+            ) from None
+        except (aiohttp.ClientError, OSError) as error:
+            raise LedgerUnreachable(
+                f"no line to the ledger at {self._url} ({type(error).__name__})",
+                advice="payments go on; it is tried again",
+            ) from None
+
+
+def fingerprint_of_code(code: str) -> bytes:
+    """The certificate fingerprint an enrolment code pins: what to make the first client with.
+
+    Raises:
+        InvalidMessage: not an enrolment code.
+    """
+    return parse_code(code)[1]
+
+
+async def _read(answer: aiohttp.ClientResponse) -> bytes:
+    data = bytearray()
+    async for piece in answer.content.iter_any():
+        data += piece
+        if len(data) > _MAX_ANSWER_BYTES:
+            raise InvalidMessage(f"over {_MAX_ANSWER_BYTES} bytes", where="ledger's answer")
+    return bytes(data)
+
+
+def _refusal(status: int, data: bytes) -> PosGatewayError:
+    """The exception for an answer that is no success, with what the ledger says about it."""
+    reason, advice = f"the ledger answered {status}", ""
+    try:
+        error = parse_object(data, where="ledger's answer").get("error")
+    except InvalidMessage:
+        error = None
+    if isinstance(error, dict):
+        reason = _text(error.get("reason")) or reason
+        advice = _text(error.get("advice"))
+    match status:
+        case 401 | 403:
+            return AuthenticationFailed(reason, step="ledger", advice=advice)
+        case 404:
+            return NotFound(reason, advice=advice)
+        case 409:
+            return Conflict(reason, advice=advice)
+        case 400 | 410 | 413 | 415 | 422:
+            return InvalidMessage(f"the ledger refused: {reason}", advice=advice)
+        case _:
+            return LedgerUnreachable(reason, advice=advice or "payments go on; it is tried again")
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    return parse_object(data, where="ledger's answer")
+
+
+def _integer(answer: Mapping[str, Any], name: str) -> int:
+    value = answer.get(name)
+    if type(value) is not int or value < 0:
+        raise InvalidMessage("not a whole number", where=f"ledger's answer, field {name}")
+    return value
+
+
+def _answer(raw: object) -> Answer:
+    try:
+        if not isinstance(raw, dict):
+            raise TypeError
+        return Answer(UUID(raw["id"]), Verdict(raw["verdict"]), _text(raw.get("reason")))
+    except (KeyError, ValueError, TypeError, AttributeError):
+        raise InvalidMessage("a verdict cannot be read", where="ledger's answer") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        return ""
+    return "".join(character for character in value if character.isprintable())[:_MAX_REASON_CHARACTERS]

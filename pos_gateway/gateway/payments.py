@@ -1,0 +1,142 @@
+"""The payments of this gateway, by id: the same id never pays twice, whatever was killed in between."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Final
+from uuid import UUID
+
+from pos_gateway.authorization.reasons import Reason
+from pos_gateway.errors import Conflict, InvalidMessage, NotFound, Unavailable
+from pos_gateway.gateway.journal import Journal
+from pos_gateway.gateway.lane import Lane, PaymentView, State
+from pos_gateway.gateway.till import Till
+from pos_gateway.money import MAX_AMOUNT_MINOR
+from pos_gateway.records import Kind, Record
+
+_REMEMBERED: Final = 1000
+
+
+class Payments:
+    """Starts payments on lanes and knows how each stands: from memory, else from the journal.
+
+    `publish` is told every change, in order, from any thread.
+    """
+
+    def __init__(self, till: Till, journal: Journal, publish: Callable[[PaymentView], None]) -> None:
+        self._till = till
+        self._journal = journal
+        self._publish = publish
+        self._lanes: dict[str, Lane] = {}
+        self._views: OrderedDict[UUID, PaymentView] = OrderedDict()
+        self._lane_of: dict[UUID, Lane] = {}
+        self._lock = threading.RLock()
+
+    def add_lane(self, lane: Lane) -> None:
+        self._lanes[lane.name] = lane
+
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        return tuple(self._lanes.values())
+
+    def start(self, payment_id: UUID, amount_minor: int, currency: str, lane_name: str | None) -> PaymentView:
+        """Begin a payment, or say how it stands if it was begun before.
+
+        Raises:
+            InvalidMessage: the amount or currency is not one this till takes.
+            Conflict: the id was used for another amount.
+            NotFound: no such lane.
+            Unavailable: no lane is free.
+        """
+        if currency != self._till.station.currency.code:
+            raise InvalidMessage(f"this till takes {self._till.station.currency.code}", where="currency")
+        if not 0 < amount_minor <= MAX_AMOUNT_MINOR:
+            raise InvalidMessage(f"must be between 1 and {MAX_AMOUNT_MINOR}", where="amount_minor")
+        with self._lock:
+            known = self._find(payment_id)
+            if known is not None:
+                if known.amount_minor != amount_minor:
+                    raise Conflict("this payment id was used for another amount", advice="use a new id")
+                return known
+            lane = self._free_lane(lane_name)
+            payment = self._till.new_payment(payment_id, amount_minor, self._journal.last_sequence + 1)
+            view = lane.take(payment)
+            self._lane_of[payment_id] = lane
+            self._remember(view)
+            return view
+
+    def show(self, payment_id: UUID) -> PaymentView:
+        """
+        Raises:
+            NotFound: nothing is known of the id: nothing was charged under it.
+        """
+        with self._lock:
+            view = self._find(payment_id)
+        if view is None:
+            raise NotFound("no payment is known under this id", advice="nothing was charged under it")
+        return view
+
+    def cancel(self, payment_id: UUID) -> PaymentView:
+        """Ask for the payment's end; a card that has already answered may still approve it."""
+        with self._lock:
+            view = self.show(payment_id)
+            lane = self._lane_of.get(payment_id)
+        if lane is not None and not view.state.final:
+            lane.cancel()
+        return view
+
+    def changed(self, view: PaymentView) -> None:
+        """Called by lanes."""
+        with self._lock:
+            if self._views.get(view.id) == view:
+                return
+            self._remember(view)
+            if view.state.final:
+                self._lane_of.pop(view.id, None)
+            self._publish(view)
+
+    def _find(self, payment_id: UUID) -> PaymentView | None:
+        view = self._views.get(payment_id)
+        if view is not None and view.state is not State.FAILED:
+            return view
+        currency = self._till.station.currency
+        decline: Record | None = None
+        for record in self._journal.about(payment_id):
+            if record.kind is Kind.AUTHORIZATION:
+                return PaymentView.of_authorization(record, currency)
+            if record.kind is Kind.DECLINE:
+                decline = record
+        if decline is None:
+            return view
+        facts = decline.facts()
+        return PaymentView(
+            id=payment_id,
+            amount_minor=facts["amount_minor"],
+            currency=currency,
+            state=State.DECLINED,
+            reason=Reason(facts["reason"]),
+            message=facts["detail"],
+            token_last4=facts["token_last4"],
+        )
+
+    def _free_lane(self, name: str | None) -> Lane:
+        if name is not None:
+            try:
+                return self._lanes[name]
+            except KeyError:
+                known = ", ".join(self._lanes) or "none"
+                raise NotFound("no such lane", advice=f"lanes here: {known}") from None
+        for lane in self._lanes.values():
+            if not lane.busy:
+                return lane
+        if not self._lanes:
+            raise Unavailable("no reader is connected", advice="run `pos-gateway doctor`")
+        raise Unavailable("every lane is taking a payment", advice="finish or cancel one first")
+
+    def _remember(self, view: PaymentView) -> None:
+        self._views[view.id] = view
+        self._views.move_to_end(view.id)
+        while len(self._views) > _REMEMBERED:
+            self._views.popitem(last=False)

@@ -1,0 +1,261 @@
+"""The gateway as it runs in a shop: its parts put together, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable
+from datetime import date, datetime
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
+from pos_gateway.emv.authentication import CaPublicKey
+from pos_gateway.enrolment import CaKey, Enrolment
+from pos_gateway.errors import InvalidConfiguration, ReaderUnavailable, Unavailable
+from pos_gateway.gateway.api import LOOPBACK_NAMES, Parts, build_app
+from pos_gateway.gateway.config import Home, Settings, load_applications, load_settings
+from pos_gateway.gateway.events import Event, Hub
+from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.identity import load_enrolment, load_identity
+from pos_gateway.gateway.journal import Journal
+from pos_gateway.gateway.lane import Lane, PaymentView
+from pos_gateway.gateway.ledger_client import LedgerClient
+from pos_gateway.gateway.payments import Payments
+from pos_gateway.gateway.readers.pcsc import PcscReader, list_readers
+from pos_gateway.gateway.status import status
+from pos_gateway.gateway.synchroniser import Line, Synchroniser
+from pos_gateway.gateway.till import Clock, Station, Till
+from pos_gateway.money import currency
+
+_log = structlog.get_logger(__name__)
+
+_LOOK_FOR_READERS_S: Final = 1.0
+
+
+def now_unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def local_now() -> datetime:
+    """The shop's time with its zone: cards are dated by the calendar on the wall."""
+    return datetime.now().astimezone()
+
+
+def station(enrolment: Enrolment) -> Station:
+    return Station(
+        gateway_id=enrolment.gateway_id,
+        terminal_id=enrolment.terminal_id,
+        merchant_id=enrolment.merchant.id,
+        merchant_category=enrolment.merchant.category,
+        currency=currency(enrolment.currency),
+        country_numeric=enrolment.country_numeric,
+    )
+
+
+def ca_public_key(key: CaKey) -> CaPublicKey:
+    """
+    Raises:
+        InvalidConfiguration: the expiry is no date.
+    """
+    try:
+        expires = date.fromisoformat(key.expires) if key.expires else None
+    except ValueError:
+        raise InvalidConfiguration("not a date", where="enrolment field ca_keys.expires") from None
+    return CaPublicKey(key.rid, key.index, int.from_bytes(key.modulus, "big"), key.exponent, expires)
+
+
+def make_till(
+    enrolment: Enrolment,
+    settings: Settings,
+    journal: Journal,
+    feed: SnapshotFeed,
+    *,
+    clock: Clock = local_now,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> Till:
+    """
+    Raises:
+        InvalidConfiguration: settings that do not fit the enrolment.
+    """
+    if settings.terminal.currency != enrolment.currency:
+        raise InvalidConfiguration(
+            f"is {settings.terminal.currency}, but this gateway was enrolled for {enrolment.currency}",
+            where="terminal.currency",
+        )
+    return Till(
+        station=station(enrolment),
+        policy=settings.policy(),
+        aids=load_applications().aids,
+        journal=journal,
+        limits=feed.current,
+        ca_keys=[ca_public_key(key) for key in enrolment.ca_keys],
+        token_key_secret=enrolment.token_key_secret,
+        sealing_key=X25519PublicKey.from_public_bytes(enrolment.sealing_key),
+        clock=clock,
+        random_bytes=random_bytes,
+    )
+
+
+async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
+    """Run the gateway until SIGINT or SIGTERM.
+
+    `on_ready` is given the address of the local API once it answers.
+
+    Raises:
+        NotFound: not enrolled.
+        InvalidConfiguration: settings, identity or enrolment are wrong.
+        Unavailable: the journal or the port is in use.
+        AuthenticationFailed: the journal was changed.
+    """
+    settings = load_settings(home)
+    enrolled = load_enrolment(home.enrolment)
+    key = load_identity(home.identity_key)
+    enrolment = enrolled.enrolment
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for signal_number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(signal_number, stop.set)
+
+    async with contextlib.AsyncExitStack() as stack:
+        journal = stack.enter_context(
+            Journal.open(home.journal, gateway_key=key, gateway_id=enrolment.gateway_id)
+        )
+        feed = SnapshotFeed(home.snapshots, journal, enrolment, clock=now_unix_ms)
+        await asyncio.to_thread(feed.load)
+        client = await stack.enter_async_context(
+            LedgerClient(enrolled.ledger_url, enrolled.certificate_fingerprint)
+        )
+        hub = Hub(loop)
+        synchroniser = Synchroniser(
+            journal,
+            client,
+            feed,
+            gateway_id=enrolment.gateway_id,
+            signer=key,
+            interval_s=settings.synchroniser.interval_s,
+            clock=now_unix_ms,
+            rng=random.SystemRandom(),
+            listener=lambda state: hub.publish(Event("status", tell_status())),
+        )
+        till = make_till(enrolment, settings, journal, feed)
+
+        def changed(view: PaymentView) -> None:
+            hub.publish(Event("payment", view.as_json()))
+            if view.state.final:
+                hub.publish(Event("status", tell_status()))
+                if synchroniser.state.line is not Line.DOWN:
+                    synchroniser.synchronise_now()
+
+        payments = Payments(till, journal, changed)
+
+        def tell_status() -> dict[str, Any]:
+            return status(enrolment, settings, journal, feed, synchroniser.state, payments, now_unix_ms())
+
+        lanes = _LaneKeeper(payments, till, settings, lambda: hub.publish(Event("status", tell_status())))
+        stack.callback(lanes.close)
+        lanes.start()
+
+        host = settings.http.host
+        app = build_app(
+            Parts(
+                payments=payments,
+                hub=hub,
+                status=tell_status,
+                synchronise=synchroniser.synchronise_now,
+                host_names=(*LOOPBACK_NAMES, host),
+            )
+        )
+        address = await _listen(stack, app, host, settings.http.port)
+        stack.callback(hub.close)
+        home.address.write_text(address + "\n")
+        stack.callback(home.address.unlink, missing_ok=True)
+
+        synchronising = asyncio.create_task(synchroniser.run(), name="synchroniser")
+        stack.push_async_callback(_cancel, synchronising)
+        on_ready(address)
+        stopping = asyncio.create_task(stop.wait())
+        done, _ = await asyncio.wait({synchronising, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if synchronising in done:
+            stopping.cancel()
+            synchronising.result()
+
+
+async def _listen(stack: contextlib.AsyncExitStack, app: web.Application, host: str, port: int) -> str:
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(runner, host, port)
+    try:
+        await site.start()
+    except OSError as error:
+        raise Unavailable(
+            f"cannot listen on {host} port {port}: {error.strerror}",
+            advice="choose another [http] port in gateway.toml",
+        ) from None
+    return f"http://{host}:{runner.addresses[0][1]}"
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+class _LaneKeeper:
+    """Gives every reader that matches the settings a lane, also those plugged in later."""
+
+    def __init__(
+        self, payments: Payments, till: Till, settings: Settings, changed: Callable[[], None]
+    ) -> None:
+        self._payments = payments
+        self._till = till
+        self._settings = settings
+        self._changed = changed
+        self._pattern = re.compile(settings.reader.name_pattern)
+        self._stop = threading.Event()
+        self._known: set[str] = set()
+        self._thread = threading.Thread(target=self._run, name="readers", daemon=True)
+
+    def start(self) -> None:
+        self._look()
+        self._thread.start()
+
+    def close(self) -> None:
+        self._stop.set()
+        self._thread.join()
+        for lane in self._payments.lanes:
+            lane.close()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_LOOK_FOR_READERS_S):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            names = list_readers()
+        except ReaderUnavailable:
+            return  # `doctor` and the page say so; a payment that needs a reader does too
+        for name in names:
+            if name in self._known or not self._pattern.search(name):
+                continue
+            self._known.add(name)
+            lane = Lane(
+                f"lane-{len(self._known)}",
+                PcscReader(name, response_timeout_s=self._settings.card.exchange_timeout_s),
+                self._till,
+                card_timeout_s=self._settings.card.present_timeout_s,
+                show=self._payments.changed,
+            )
+            self._payments.add_lane(lane)
+            lane.start()
+            _log.info("reader found", reader=name, lane=lane.name)
+            self._changed()

@@ -1,0 +1,121 @@
+"""How the gateway stands, in one JSON object: for the page, the command line, and `doctor`."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+from uuid import UUID
+
+from pos_gateway.authorization.reasons import Reason
+from pos_gateway.enrolment import Enrolment
+from pos_gateway.gateway.config import Settings
+from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.journal import Journal
+from pos_gateway.gateway.payments import Payments
+from pos_gateway.gateway.synchroniser import Line, SynchroniserState
+from pos_gateway.limits.header import explain_freshness, freshness
+from pos_gateway.limits.snapshot import Snapshot
+from pos_gateway.money import Currency, Money, currency
+from pos_gateway.records import Kind, Record
+
+_RECENT: Final = 12
+_LOOK_BACK_RECORDS: Final = 100
+
+
+def status(
+    enrolment: Enrolment,
+    settings: Settings,
+    journal: Journal,
+    feed: SnapshotFeed,
+    synchroniser: SynchroniserState,
+    payments: Payments,
+    now_unix_ms: int,
+) -> dict[str, Any]:
+    unit = currency(enrolment.currency)
+    exposure = journal.exposure
+    cap_minor = settings.caps.unsynchronised_amount_cap_minor
+    return {
+        "gateway_id": enrolment.gateway_id,
+        "terminal_id": enrolment.terminal_id,
+        "merchant": enrolment.merchant.model_dump(),
+        "currency": unit.code,
+        "currency_exponent": unit.exponent,
+        "now_unix_ms": now_unix_ms,
+        "lanes": [
+            {"name": lane.name, "reader": lane.reader_name, "busy": lane.busy} for lane in payments.lanes
+        ],
+        "line": {
+            "up": {Line.UP: True, Line.DOWN: False, Line.UNKNOWN: None}[synchroniser.line],
+            "since_unix_ms": synchroniser.since_unix_ms,
+            "last_success_at_unix_ms": synchroniser.last_success_at_unix_ms,
+            "problem": synchroniser.last_error or "",
+        },
+        "queue": {
+            "count": exposure.count,
+            "amount_minor": exposure.amount_minor,
+            "amount": str(Money(exposure.amount_minor, unit)),
+            "oldest_at_unix_ms": exposure.oldest_at_unix_ms,
+            "cap_minor": cap_minor,
+            "cap": str(Money(cap_minor, unit)),
+            "share_of_cap_percent": _share_percent(exposure.amount_minor, cap_minor),
+        },
+        "snapshot": _snapshot(feed.current(), now_unix_ms),
+        "snapshot_problem": feed.last_error.reason if feed.last_error else "",
+        "journal": {"sequence": journal.last_sequence},
+        "refused": [
+            {
+                "id": str(refusal.record_id),
+                "verdict": refusal.verdict.value,
+                "reason": refusal.reason,
+                "amount": str(Money(refusal.amount_minor, unit)),
+            }
+            for refusal in journal.view.refused
+        ],
+        "recent": _recent(journal, unit),
+    }
+
+
+def _share_percent(part: int, whole: int) -> int:
+    return 100 * part // whole if whole else 100
+
+
+def _snapshot(snapshot: Snapshot | None, now_unix_ms: int) -> dict[str, Any] | None:
+    if snapshot is None:
+        return None
+    header = snapshot.header
+    return {
+        "version": header.version,
+        "count": header.count,
+        "freshness": freshness(header, now_unix_ms // 1000).value,
+        "sentence": explain_freshness(header, now_unix_ms // 1000),
+        "valid_from_unix_s": header.valid_from_unix_s,
+        "refresh_after_unix_s": header.refresh_after_unix_s,
+        "valid_until_unix_s": header.valid_until_unix_s,
+    }
+
+
+def _recent(journal: Journal, unit: Currency) -> list[dict[str, Any]]:
+    """The newest payments with what became of them, newest first."""
+    after = max(0, journal.last_sequence - _LOOK_BACK_RECORDS)
+    records = journal.records(after, _LOOK_BACK_RECORDS)
+    verdicts: dict[UUID, str] = {}
+    for record in records:
+        if record.kind is Kind.ACKNOWLEDGEMENT:
+            facts = record.facts()
+            verdicts[UUID(facts["about"])] = facts["verdict"]
+    shown = [r for r in reversed(records) if r.kind in (Kind.AUTHORIZATION, Kind.DECLINE)]
+    return [_payment(record, unit, verdicts) for record in shown[:_RECENT]]
+
+
+def _payment(record: Record, unit: Currency, verdicts: dict[UUID, str]) -> dict[str, Any]:
+    facts = record.facts()
+    approved = record.kind is Kind.AUTHORIZATION
+    result = "approved" if approved else Reason(facts["reason"]).explanation.english
+    return {
+        "id": facts["sale_id"],
+        "at_unix_ms": facts["at_unix_ms"],
+        "amount": str(Money(facts["amount_minor"], unit)),
+        "token_last4": facts["token_last4"],
+        "approved": approved,
+        "result": result,
+        "ledger": verdicts.get(record.id, "waiting") if approved else "",
+    }

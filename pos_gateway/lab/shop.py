@@ -1,0 +1,81 @@
+"""A whole shop and its issuer in one process, for benchmarks and tests: real keys, real files, no network."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from pos_gateway.emv.personalisation import Personalisation
+from pos_gateway.enrolment import EnrolmentRequest, Merchant
+from pos_gateway.gateway.config import Home, load_settings
+from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.journal import Journal
+from pos_gateway.gateway.program import local_now, make_till, now_unix_ms
+from pos_gateway.gateway.till import Clock
+from pos_gateway.ledger.config import Policy
+from pos_gateway.ledger.keys import ICC_KEY_BITS, generate_rsa_key
+from pos_gateway.ledger.ledger import Ledger
+
+MERCHANT = Merchant(id="FERRY-PIER-9", name="Harbour Ferry Kiosk", category="4111")
+
+
+class Shop:
+    """One enrolled gateway's journal, feed and till beside the ledger that it enrolled with.
+
+    A ledger that lies in the folder already is used: making its keys takes a second.
+    """
+
+    def __init__(self, folder: Path, *, policy: Policy | None = None, clock: Clock = local_now) -> None:
+        place = folder / "ledger"
+        self.ledger = Ledger.open(place) if place.exists() else Ledger.create(place, issuer="Harbour Credit")
+        if policy is not None:
+            self.ledger.set_policy(policy)
+        self.home = Home(folder / "gateway")
+        self.home.create()
+        self.key = Ed25519PrivateKey.generate()
+        code = self.ledger.invite(MERCHANT)
+        self.enrolment = self.ledger.enrol(
+            EnrolmentRequest(code=code, public_key=self.key.public_key().public_bytes_raw())
+        )
+        self.settings = load_settings(self.home)
+        self.journal = Journal.open(
+            self.home.journal, gateway_key=self.key, gateway_id=self.enrolment.gateway_id
+        )
+        self.feed = SnapshotFeed(self.home.snapshots, self.journal, self.enrolment, clock=now_unix_ms)
+        self.till = make_till(self.enrolment, self.settings, self.journal, self.feed, clock=clock)
+
+    def issue(self, *, limit_minor: int, per_tap_cap_minor: int | None = None) -> tuple[str, Personalisation]:
+        """A new account with one token; returns the token's id and its card's data."""
+        account = self.ledger.open_account(holder="A. Customer", limit_minor=limit_minor)
+        issued = self.ledger.issue_token(
+            account.id, per_tap_cap_minor=per_tap_cap_minor, icc_key=self._icc_key
+        )
+        return issued.token.id, issued.personalisation
+
+    @cached_property
+    def _icc_key(self) -> rsa.RSAPrivateKey:
+        """One key for all of this shop's cards: making one takes as long as hundreds of taps."""
+        return generate_rsa_key(ICC_KEY_BITS)
+
+    def publish(self) -> None:
+        """Publish new limits and bring them to the gateway as the feed would."""
+        published = self.ledger.publish()
+        path = self.home.snapshots / ".download"
+        path.write_bytes(published.path.read_bytes())
+        self.feed.activate(path)
+
+    def close(self) -> None:
+        self.journal.close()
+        self.ledger.close()
+
+    def __enter__(self) -> Shop:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()

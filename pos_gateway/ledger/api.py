@@ -1,0 +1,255 @@
+"""The ledger's HTTP API, over TLS with the certificate that enrolment codes pin.
+
+    POST /v1/enrolments              EnrolmentRequest → Enrolment
+    GET  /v1/snapshots/latest        → {"version", "size", "sha256"}
+    GET  /v1/snapshots/{version}     → the file; Range is understood
+    POST /v1/presentments            a signed batch → {"verdicts": [{"id", "verdict", "reason"}, …]}
+    GET  /v1/health                  → {"status", "time_unix_ms"}
+
+Every error is `{"error": {"code", "reason", "advice"}}`. No log line holds a body, a code or a key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import ssl
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from pydantic import ValidationError
+
+from pos_gateway.enrolment import EnrolmentRequest
+from pos_gateway.errors import (
+    AuthenticationFailed,
+    Conflict,
+    InvalidInput,
+    InvalidMessage,
+    NotFound,
+    OutcomeUnknown,
+    PosGatewayError,
+    Unavailable,
+)
+from pos_gateway.ledger.ledger import Ledger
+from pos_gateway.records import MAX_BATCH_RECORDS, MAX_BODY_BYTES, MAX_PROOF_BYTES
+
+DEFAULT_HOST: Final = "127.0.0.1"
+DEFAULT_PORT: Final = 8440
+
+MAX_BATCH_BYTES: Final = MAX_BATCH_RECORDS * (MAX_BODY_BYTES + MAX_PROOF_BYTES) * 4 // 3
+_MAX_ENROLMENT_BYTES: Final = 4096
+_MAX_BATCHES_AT_ONCE: Final = 4
+_BODY_TIMEOUT_S: Final = 60.0
+_SHUTDOWN_S: Final = 10.0
+_LINGERING_S: Final = 1.0  # for a client that goes on sending after it was refused
+
+_FAILED_ENROLMENTS: Final = 10
+_FAILED_ENROLMENTS_WINDOW_S: Final = 60.0
+_REMOTES_REMEMBERED: Final = 1024
+
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_log = structlog.get_logger("pos_gateway.ledger.api")
+
+_STATUS: Final[tuple[tuple[type[PosGatewayError], int, str], ...]] = (
+    (AuthenticationFailed, 401, "not_authenticated"),
+    (InvalidInput, 400, "invalid_message"),
+    (Conflict, 409, "conflict"),
+    (NotFound, 404, "not_found"),
+    (Unavailable, 503, "unavailable"),
+    (OutcomeUnknown, 500, "outcome_unknown"),
+)
+
+
+class FailedAttempts:
+    """How often each remote address failed to enrol lately. Times in seconds of any steady clock."""
+
+    def __init__(self) -> None:
+        self._times: OrderedDict[str, deque[float]] = OrderedDict()
+
+    def too_many(self, remote: str, now_s: float) -> bool:
+        times = self._times.get(remote)
+        while times and times[0] <= now_s - _FAILED_ENROLMENTS_WINDOW_S:
+            times.popleft()
+        return times is not None and len(times) >= _FAILED_ENROLMENTS
+
+    def add(self, remote: str, now_s: float) -> None:
+        self._times.setdefault(remote, deque(maxlen=_FAILED_ENROLMENTS)).append(now_s)
+        self._times.move_to_end(remote)
+        if len(self._times) > _REMOTES_REMEMBERED:
+            self._times.popitem(last=False)
+
+
+_LEDGER: Final = web.AppKey("ledger", Ledger)
+_ATTEMPTS: Final = web.AppKey("attempts", FailedAttempts)
+_BATCHES: Final = web.AppKey("batches", asyncio.Semaphore)
+
+
+def build_app(ledger: Ledger) -> web.Application:
+    """The API of one open ledger; the caller closes the ledger."""
+    app = web.Application(client_max_size=MAX_BATCH_BYTES, middlewares=[_errors_as_json])
+    app[_LEDGER] = ledger
+    app[_ATTEMPTS] = FailedAttempts()
+    app[_BATCHES] = asyncio.Semaphore(_MAX_BATCHES_AT_ONCE)
+    app.add_routes(
+        [
+            web.post("/v1/enrolments", _enrol),
+            web.get("/v1/snapshots/latest", _latest_snapshot),
+            web.get(r"/v1/snapshots/{version:\d{1,15}}", _snapshot),
+            web.post("/v1/presentments", _present),
+            web.get("/v1/health", _health),
+        ]
+    )
+    return app
+
+
+async def serve(
+    ledger: Ledger,
+    host: str = DEFAULT_HOST,
+    port: int = DEFAULT_PORT,
+    *,
+    on_ready: Callable[[int], object] = lambda _port: None,
+) -> None:
+    """Serve until cancelled, then finish what is under way. Port 0 takes any free one; `on_ready` is
+    told which.
+
+    Raises:
+        Unavailable: the address is not to be had.
+    """
+    runner = web.AppRunner(
+        build_app(ledger), access_log=None, shutdown_timeout=_SHUTDOWN_S, lingering_time=_LINGERING_S
+    )
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port, ssl_context=_tls(ledger))
+        try:
+            await site.start()
+        except OSError as error:
+            raise Unavailable(
+                f"cannot listen on {host}:{port} ({error.strerror})", advice="choose another port"
+            ) from None
+        bound_port = int(runner.addresses[0][1])
+        _log.info("serving", host=host, port=bound_port)
+        on_ready(bound_port)
+        await asyncio.Event().wait()
+    finally:
+        await runner.cleanup()
+        _log.info("stopped")
+
+
+def _tls(ledger: Ledger) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_cert_chain(ledger.keys.tls_certificate, ledger.keys.tls_key)
+    return context
+
+
+async def _enrol(request: web.Request) -> web.Response:
+    attempts, remote = request.app[_ATTEMPTS], request.remote or ""
+    now_s = asyncio.get_running_loop().time()
+    if attempts.too_many(remote, now_s):
+        return _error(429, "too_many_attempts", "too many failed enrolments", "wait a minute and try again")
+    if request.content_length is None:
+        raise web.HTTPLengthRequired
+    if request.content_length > _MAX_ENROLMENT_BYTES:
+        raise web.HTTPRequestEntityTooLarge(_MAX_ENROLMENT_BYTES, request.content_length)
+    body = await _body(request)
+    try:
+        enrolment = await asyncio.to_thread(request.app[_LEDGER].enrol, _enrolment_request(body))
+    except (AuthenticationFailed, InvalidMessage, Conflict):
+        attempts.add(remote, now_s)
+        raise
+    _log.info("enrolled", gateway_id=enrolment.gateway_id, merchant_id=enrolment.merchant.id)
+    return web.Response(text=enrolment.model_dump_json(), content_type="application/json")
+
+
+def _enrolment_request(body: bytes) -> EnrolmentRequest:
+    try:
+        return EnrolmentRequest.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise InvalidMessage(first["msg"], where=f"enrolment request field {place or 'root'}") from None
+
+
+async def _latest_snapshot(request: web.Request) -> web.Response:
+    latest = await asyncio.to_thread(request.app[_LEDGER].latest_snapshot)
+    return web.json_response({"version": latest.version, "size": latest.size, "sha256": latest.sha256.hex()})
+
+
+async def _snapshot(request: web.Request) -> web.StreamResponse:
+    version = int(request.match_info["version"])
+    published = await asyncio.to_thread(request.app[_LEDGER].snapshot, version)
+    return web.FileResponse(published.path, headers={"Content-Type": "application/octet-stream"})
+
+
+async def _present(request: web.Request) -> web.Response:
+    gateway_id = request.headers.get("Pos-Gateway-Id", "")
+    try:
+        signature = base64.b64decode(request.headers.get("Pos-Gateway-Signature", ""), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidMessage("not base64", where="header Pos-Gateway-Signature") from None
+    if not gateway_id or not signature:
+        raise InvalidMessage("the batch is not signed", where="headers Pos-Gateway-Id, Pos-Gateway-Signature")
+    ledger = request.app[_LEDGER]
+    await asyncio.to_thread(ledger.gateway, gateway_id)
+    # A batch may be large: only so many are held in memory at a time, and only an enrolled gateway's.
+    async with request.app[_BATCHES]:
+        body = await _body(request)
+        # Not to be cut off half-way by a client that hangs up: what is under way is finished.
+        verdicts = await asyncio.shield(asyncio.to_thread(ledger.present, gateway_id, body, signature))
+    counts: dict[str, int] = {}
+    for verdict in verdicts:
+        counts[verdict.verdict.value] = counts.get(verdict.verdict.value, 0) + 1
+    _log.info("presented", gateway_id=gateway_id, records=len(verdicts), **counts)
+    return web.json_response({"verdicts": [verdict.to_wire() for verdict in verdicts]})
+
+
+async def _body(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(_BODY_TIMEOUT_S):
+            return await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
+
+
+async def _health(request: web.Request) -> web.Response:
+    return web.json_response({"status": "ok", "time_unix_ms": request.app[_LEDGER].now_unix_ms()})
+
+
+@web.middleware
+async def _errors_as_json(request: web.Request, handler: _Handler) -> web.StreamResponse:
+    try:
+        return await handler(request)
+    except PosGatewayError as error:
+        status, code = next(
+            ((status, code) for kind, status, code in _STATUS if isinstance(error, kind)), (500, "internal")
+        )
+        log = _log.error if status >= 500 else _log.warning
+        log("refused", path=request.path, status=status, code=code, reason=error.reason)
+        return _error(status, code, error.reason, error.advice)
+    except web.HTTPException as error:
+        if error.status < 400:
+            raise
+        return _error(error.status, error.reason.lower().replace(" ", "_"), error.reason)
+    except Exception as error:  # noqa: BLE001 - the last line: nothing of ours may reach the client
+        # The text of an unforeseen error may quote anything: only its kind and place are logged.
+        _log.error("failed", path=request.path, error=type(error).__name__, place=_place(error))
+        return _error(500, "internal", "the ledger failed", "try again; the ledger's log says more")
+
+
+def _place(error: BaseException) -> str:
+    trace, place = error.__traceback__, ""
+    while trace is not None:
+        place = f"{trace.tb_frame.f_code.co_filename.rpartition('/')[2]}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return place
+
+
+def _error(status: int, code: str, reason: str, advice: str = "") -> web.Response:
+    body: dict[str, Any] = {"error": {"code": code, "reason": reason, "advice": advice}}
+    return web.json_response(body, status=status)

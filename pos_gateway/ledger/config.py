@@ -1,0 +1,83 @@
+"""What a ledger is (fixed at its creation) and what its issuer decides (policy, may change)."""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Final, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from pos_gateway.errors import InvalidConfiguration
+from pos_gateway.ledger.certificates import SignedKey
+from pos_gateway.limits.header import RiskPolicy
+
+_DAY_S: Final = 24 * 3600
+
+
+class Identity(BaseModel):
+    """`ledger.json`: who issues, in which currency, and the issuer's public certificate."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal[1] = 1
+    issuer: str = Field(min_length=1, max_length=64)
+    currency: str = Field(pattern=r"^[A-Z]{3}$")
+    country_numeric: int = Field(ge=1, le=999)
+    snapshot_threshold: int = Field(ge=1)
+    ca_expires: date
+    issuer_expires: date
+    issuer_certificate_hex: str = Field(pattern=r"^([0-9a-f]{2})+$")
+    issuer_remainder_hex: str = Field(pattern=r"^([0-9a-f]{2})*$")
+
+    @property
+    def issuer_certificate(self) -> SignedKey:
+        return SignedKey(bytes.fromhex(self.issuer_certificate_hex), bytes.fromhex(self.issuer_remainder_hex))
+
+    @classmethod
+    def load(cls, path: Path) -> Identity:
+        """
+        Raises:
+            InvalidConfiguration: no such file, or a field in it is wrong.
+        """
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except OSError as error:
+            raise InvalidConfiguration(
+                f"no ledger here ({error.strerror})",
+                where=str(path.parent),
+                advice="create one with `pos-gateway ledger init`",
+            ) from None
+        except ValidationError as error:
+            first = error.errors(include_input=False, include_url=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise InvalidConfiguration(first["msg"], where=f"{path}, field {place or 'root'}") from None
+
+
+class Policy(BaseModel):
+    """The issuer's decisions. Spans in seconds, caps in minor units.
+
+    `presentment_deadline_s` is D: how long after its expiry a ceiling still reserves credit, because
+    payments made under it may still be presented. `token_share_percent`: how much of an account's
+    limit, less what is owed, all its active tokens' reserves may come to; it is split evenly.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    refresh_after_s: int = Field(default=_DAY_S, gt=0)
+    valid_s: int = Field(default=7 * _DAY_S, gt=0)
+    presentment_deadline_s: int = Field(default=14 * _DAY_S, gt=0)
+    clock_tolerance_s: int = Field(default=300, ge=0)
+    per_tap_cap_minor: int = Field(default=100_000, gt=0, lt=1 << 32)
+    stale_per_tap_cap_minor: int = Field(default=20_000, ge=0, lt=1 << 32)
+    card_cumulative_cap_minor: int = Field(default=1_000_000_000, gt=0)
+    card_tc_rate_limit: int = Field(default=50, gt=0)
+    token_share_percent: int = Field(default=100, ge=0, le=100)
+
+    def risk_policy(self) -> RiskPolicy:
+        """What every gateway is told of it."""
+        return RiskPolicy(
+            stale_per_tap_cap_minor=self.stale_per_tap_cap_minor,
+            presentment_deadline_s=self.presentment_deadline_s,
+            clock_tolerance_s=self.clock_tolerance_s,
+        )

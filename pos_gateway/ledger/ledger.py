@@ -1,0 +1,529 @@
+"""The ledger as one thing: a home folder with its identity, keys, database and published snapshots.
+
+home/ledger.json    who issues, in which currency
+home/keys/          every key, mode 0600
+home/ledger.db      accounts, tokens, presentments, double entry
+home/snapshots/     what gateways may fetch
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+from uuid import UUID
+
+import sqlalchemy as sa
+from cryptography.hazmat.primitives.asymmetric import rsa
+
+from pos_gateway.emv.authentication import CaPublicKey
+from pos_gateway.emv.personalisation import Personalisation
+from pos_gateway.enrolment import (
+    CaKey,
+    Enrolment,
+    EnrolmentRequest,
+    Merchant,
+    SnapshotKey,
+    compose_code,
+    parse_code,
+)
+from pos_gateway.errors import AuthenticationFailed, InvalidConfiguration, InvalidInput, NotFound
+from pos_gateway.ledger import accounts, gateways, issuing, postings, store
+from pos_gateway.ledger.accounts import Account, Token, TokenStatus
+from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
+from pos_gateway.ledger.config import Identity, Policy
+from pos_gateway.ledger.evidence import Issuer
+from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
+from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
+from pos_gateway.ledger.postings import AlarmKind, RecordVerdict
+from pos_gateway.ledger.publisher import PublishedSnapshot, Publisher
+from pos_gateway.ledger.store import Store
+from pos_gateway.limits.record import token_key
+from pos_gateway.money import currency as currency_of
+from pos_gateway.records import Verdict
+
+_CA_LIFE_YEARS: Final = 12
+_ISSUER_LIFE_YEARS: Final = 10
+_CARD_LIFE_YEARS: Final = 4
+
+
+@dataclass(frozen=True, slots=True)
+class IssuedToken:
+    """A new token, and what is to be written into its card. The latter is kept nowhere."""
+
+    token: Token
+    personalisation: Personalisation = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Payment:
+    """One posted payment."""
+
+    record_id: UUID
+    account_id: str
+    token_id: str
+    gateway_id: str
+    amount_minor: int
+    tapped_unix_ms: int
+    posted_unix_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """Something that somebody must look at."""
+
+    kind: AlarmKind
+    gateway_id: str
+    record_id: str
+    account_id: str | None
+    detail: str
+    raised_unix_ms: int
+
+
+class Ledger:
+    """Open with `Ledger.open`, make with `Ledger.create`; close it, or use it as a context manager.
+
+    Safe to share between threads; several processes may open the same home. `clock` tells unix seconds.
+    """
+
+    def __init__(self, home: Path, *, clock: Callable[[], float] = time.time) -> None:
+        self.home = home
+        self.identity = Identity.load(home / "ledger.json")
+        self.currency = currency_of(self.identity.currency)
+        self.keys = KeyRing.load(home / "keys")
+        self._database = Store.open(home / "ledger.db")
+        self._publisher = Publisher(self._database, home / "snapshots")
+        self._clock = clock
+        self._publisher.release_pending()
+
+    @classmethod
+    def create(
+        cls,
+        home: Path,
+        *,
+        issuer: str,
+        currency: str = "CNY",
+        country_numeric: int = 156,
+        policy: Policy | None = None,
+        snapshot_keys: int = 1,
+        snapshot_threshold: int = 1,
+        clock: Callable[[], float] = time.time,
+    ) -> Ledger:
+        """Make a ledger: keys, certificates, an empty database. All or nothing.
+
+        Raises:
+            InvalidConfiguration: the home exists already and is not empty.
+            InvalidInput: an unknown currency, or a threshold that the keys cannot reach.
+        """
+        currency_of(currency)
+        if not 1 <= snapshot_threshold <= snapshot_keys:
+            raise InvalidInput("must be 1 to the number of keys", where="snapshot threshold")
+        home = home.absolute()
+        if home.exists() and (not home.is_dir() or any(home.iterdir())):
+            raise InvalidConfiguration(
+                "something is there already", where=str(home), advice="choose an empty folder"
+            )
+        home.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
+        try:
+            now = datetime.fromtimestamp(clock(), UTC)
+            keys = KeyRing.generate(staging / "keys", now=now, snapshot_keys=snapshot_keys)
+            certificate = issuing.certify_own_key(
+                keys, expires=_years_on(now.date(), _ISSUER_LIFE_YEARS), serial=issuing.new_serial()
+            )
+            identity = Identity(
+                issuer=issuer,
+                currency=currency.upper(),
+                country_numeric=country_numeric,
+                snapshot_threshold=snapshot_threshold,
+                ca_expires=_years_on(now.date(), _CA_LIFE_YEARS),
+                issuer_expires=_years_on(now.date(), _ISSUER_LIFE_YEARS),
+                issuer_certificate_hex=certificate.certificate.hex(),
+                issuer_remainder_hex=certificate.remainder.hex(),
+            )
+            (staging / "ledger.json").write_text(identity.model_dump_json(indent=1) + "\n")
+            (staging / "snapshots").mkdir()
+            database = Store.create(staging / "ledger.db")
+            with database.write() as connection:
+                _add_policy(connection, policy or Policy(), int(clock() * 1000))
+            database.close()
+            os.rename(staging, home)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+        return cls(home, clock=clock)
+
+    @classmethod
+    def open(cls, home: Path, *, clock: Callable[[], float] = time.time) -> Ledger:
+        """
+        Raises:
+            InvalidConfiguration: no ledger there, or a file of it is missing, damaged or open to others.
+        """
+        return cls(home.absolute(), clock=clock)
+
+    def close(self) -> None:
+        self._database.close()
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def now_unix_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+    @property
+    def policy(self) -> Policy:
+        """The policy in force."""
+        with self._database.read() as connection:
+            query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
+            return Policy.model_validate_json(connection.scalars(query).one())
+
+    def set_policy(self, policy: Policy) -> None:
+        """Takes effect with the next snapshot."""
+        with self._database.write() as connection:
+            _add_policy(connection, policy, self.now_unix_ms())
+
+    def open_account(self, *, holder: str, limit_minor: int, account_id: str | None = None) -> Account:
+        """
+        Raises:
+            InvalidInput, Conflict: see `accounts.open_account`.
+        """
+        account_id = account_id or accounts.new_id("acc")
+        with self._database.write() as connection:
+            accounts.open_account(
+                connection,
+                account_id=account_id,
+                holder=holder,
+                currency=self.currency.code,
+                limit_minor=limit_minor,
+                now_unix_ms=self.now_unix_ms(),
+            )
+        return self.account(account_id)
+
+    def account(self, account_id: str) -> Account:
+        """
+        Raises:
+            NotFound: no such account.
+        """
+        with self._database.read() as connection:
+            return accounts.read_account(connection, account_id, self._now_unix_s())
+
+    def accounts(self) -> tuple[Account, ...]:
+        """Every account, in the order of their opening."""
+        columns = store.accounts.c
+        with self._database.read() as connection:
+            ids = connection.scalars(sa.select(columns.id).order_by(columns.opened_unix_ms, columns.id)).all()
+            return tuple(accounts.read_account(connection, i, self._now_unix_s()) for i in ids)
+
+    def issue_token(
+        self,
+        account_id: str,
+        *,
+        per_tap_cap_minor: int | None = None,
+        expires: date | None = None,
+        assurance: int = 1,
+        holder_verified_on_device: bool = False,
+        icc_key: rsa.RSAPrivateKey | None = None,
+    ) -> IssuedToken:
+        """A new token of the account with everything its card needs. It has no ceiling before the next
+        snapshot. `icc_key`: made beforehand, or made here.
+
+        Raises:
+            NotFound: no such account.
+            InvalidInput: it would outlive the issuer's certificate, or a cap no limit record can hold.
+        """
+        policy, today = self.policy, self._today()
+        cap_minor = policy.per_tap_cap_minor if per_tap_cap_minor is None else per_tap_cap_minor
+        if not 0 < cap_minor < 1 << 32:
+            raise InvalidInput("must be 1 to 4294967295 minor units", where="per-tap cap")
+        if not 0 <= assurance <= 0xFF:
+            raise InvalidInput("must be 0 to 255", where="assurance")
+        expires = end_of_month(expires or _years_on(today, _CARD_LIFE_YEARS))
+        if not today < expires <= self.identity.issuer_expires:
+            raise InvalidInput(
+                f"must be after today and not after {self.identity.issuer_expires}", where="expires"
+            )
+        profile = issuing.CardProfile(
+            pan=self._free_pan(),
+            psn=1,
+            # A shop may be a time zone behind.
+            effective=today - timedelta(days=1),
+            expires=expires,
+            currency_numeric=self.currency.numeric,
+            country_numeric=self.identity.country_numeric,
+            per_tap_cap_minor=cap_minor,
+            cumulative_cap_minor=policy.card_cumulative_cap_minor,
+            tc_rate_limit=policy.card_tc_rate_limit,
+            start_counter=issuing.new_start_counter(),
+            holder_verified_on_device=holder_verified_on_device,
+        )
+        personalisation = issuing.personalise(
+            profile,
+            icc_key=icc_key or generate_rsa_key(ICC_KEY_BITS),
+            serial=issuing.new_serial(),
+            issuer_certificate=self.identity.issuer_certificate,
+            keys=self.keys,
+        )
+        token_id = accounts.new_id("tok")
+        with self._database.write() as connection:
+            if account_id not in accounts.lock_accounts(connection, [account_id]):
+                raise NotFound(f"there is no account {account_id}")
+            connection.execute(
+                store.tokens.insert().values(
+                    id=token_id,
+                    account_id=account_id,
+                    token_key=self._token_key(profile.pan, profile.psn),
+                    last4=profile.pan[-4:],
+                    psn=profile.psn,
+                    expires=expires,
+                    status=TokenStatus.ACTIVE.value,
+                    per_tap_cap_minor=cap_minor,
+                    assurance=assurance,
+                    highest_counter=profile.start_counter,
+                    record_sequence=0,
+                    issued_unix_ms=self.now_unix_ms(),
+                )
+            )
+        return IssuedToken(self.token(token_id), personalisation)
+
+    def token(self, token_id: str) -> Token:
+        """
+        Raises:
+            NotFound: no such token.
+        """
+        with self._database.read() as connection:
+            account_id = connection.scalar(sa.select(store.tokens.c.account_id).filter_by(id=token_id))
+            if account_id is None:
+                raise NotFound(f"there is no token {token_id}")
+            account = accounts.read_account(connection, account_id, self._now_unix_s())
+        return next(token for token in account.tokens if token.id == token_id)
+
+    def set_token_status(self, token_id: str, status: TokenStatus) -> Token:
+        """
+        Raises:
+            NotFound, Conflict: see `accounts.set_token_status`.
+        """
+        with self._database.write() as connection:
+            accounts.set_token_status(connection, token_id, status)
+        return self.token(token_id)
+
+    def publish(self) -> PublishedSnapshot:
+        """Publish the next snapshot; see `publisher`."""
+        return self._publisher.publish(
+            self.identity,
+            self.policy,
+            self.keys.snapshot_signers,
+            self.keys.token_key.epoch,
+            self._now_unix_s,
+        )
+
+    def latest_snapshot(self) -> PublishedSnapshot:
+        """
+        Raises:
+            NotFound: nothing was published yet.
+        """
+        return self._publisher.latest()
+
+    def snapshot(self, version: int) -> PublishedSnapshot:
+        """
+        Raises:
+            NotFound: no such version.
+        """
+        return self._publisher.find(version)
+
+    def invite(self, merchant: Merchant, *, life_s: int = CODE_LIFE_S) -> str:
+        """A one-time code by which one gateway of this merchant can enrol. It is shown once.
+
+        Raises:
+            Conflict: the merchant id stands for another name or category.
+        """
+        with self._database.write() as connection:
+            secret = gateways.invite(connection, merchant, now_unix_ms=self.now_unix_ms(), life_s=life_s)
+        return compose_code(secret, self.keys.tls_fingerprint)
+
+    def enrol(self, request: EnrolmentRequest) -> Enrolment:
+        """
+        Raises:
+            InvalidMessage: no code, or no public key.
+            AuthenticationFailed: step `enrolment code`.
+            Conflict: the gateway key is enrolled already.
+        """
+        secret, fingerprint = parse_code(request.code)
+        if fingerprint != self.keys.tls_fingerprint:
+            raise AuthenticationFailed("it was given out by another ledger", step="enrolment code")
+        with self._database.write() as connection:
+            gateway = gateways.enrol(connection, secret, request.public_key, now_unix_ms=self.now_unix_ms())
+        return self.enrolment(gateway)
+
+    def enrolment(self, gateway: Gateway) -> Enrolment:
+        """All that a gateway is given: whom it pays, whose keys it trusts. Holds the token key secret."""
+        return Enrolment(
+            gateway_id=gateway.id,
+            terminal_id=gateway.terminal_id,
+            merchant=gateway.merchant,
+            issuer=self.identity.issuer,
+            currency=self.currency.code,
+            country_numeric=self.identity.country_numeric,
+            snapshot_keys=tuple(
+                SnapshotKey(id=name, public_key=key.public_key().public_bytes_raw())
+                for name, key in self.keys.snapshot_signers.items()
+            ),
+            snapshot_threshold=self.identity.snapshot_threshold,
+            token_key_epoch=self.keys.token_key.epoch,
+            token_key_secret=self.keys.token_key.secret,
+            ca_keys=tuple(
+                CaKey(
+                    rid=key.rid,
+                    index=key.index,
+                    modulus=modulus_bytes(key.modulus),
+                    exponent=key.exponent,
+                    expires=key.expires.isoformat() if key.expires else None,
+                )
+                for key in self.ca_keys
+            ),
+            sealing_key=self.keys.sealing.public_key().public_bytes_raw(),
+        )
+
+    def gateways(self) -> tuple[Gateway, ...]:
+        """Every enrolled gateway, oldest first."""
+        with self._database.read() as connection:
+            return gateways.every(connection)
+
+    def gateway(self, gateway_id: str) -> Gateway:
+        """
+        Raises:
+            AuthenticationFailed: step `gateway`: not enrolled here.
+        """
+        with self._database.read() as connection:
+            return gateways.find(connection, gateway_id)
+
+    @cached_property
+    def ca_keys(self) -> tuple[CaPublicKey, ...]:
+        return (issuing.ca_public_key(self.keys, self.identity.ca_expires),)
+
+    def present(self, gateway_id: str, body: bytes, signature: bytes) -> list[RecordVerdict]:
+        """Take a batch; see `postings.present`. The verdicts are durable when this returns."""
+        return postings.present(self._database, self._issuer, gateway_id, body, signature, self.now_unix_ms)
+
+    def payments(self, account_id: str | None = None) -> tuple[Payment, ...]:
+        """What was posted, in that order; of one account or of all."""
+        transfers, entries = store.transfers.c, store.entries.c
+        query = (
+            sa.select(store.transfers, entries.amount_minor)
+            .join(
+                store.entries,
+                sa.and_(entries.account_id == transfers.account_id, entries.transfer_id == transfers.id),
+            )
+            .where(entries.book == postings.RECEIVABLE)
+            .order_by(transfers.posted_unix_ms, transfers.record_id)
+        )
+        if account_id is not None:
+            query = query.where(transfers.account_id == account_id)
+        with self._database.read() as connection:
+            return tuple(
+                Payment(
+                    record_id=row.record_id,
+                    account_id=row.account_id,
+                    token_id=row.token_id,
+                    gateway_id=row.gateway_id,
+                    amount_minor=row.amount_minor,
+                    tapped_unix_ms=row.tapped_unix_ms,
+                    posted_unix_ms=row.posted_unix_ms,
+                )
+                for row in connection.execute(query)
+            )
+
+    def verdicts(self) -> dict[Verdict, int]:
+        """How many presented records stand at which verdict."""
+        column = store.presentments.c.verdict
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(column, sa.func.count()).group_by(column))
+            return {Verdict(verdict): int(count) for verdict, count in rows}
+
+    def alarms(self) -> tuple[Alarm, ...]:
+        """Oldest first."""
+        with self._database.read() as connection:
+            rows = connection.execute(sa.select(store.alarms).order_by(store.alarms.c.raised_unix_ms))
+            return tuple(
+                Alarm(
+                    AlarmKind(row.kind),
+                    row.gateway_id,
+                    row.record_id,
+                    row.account_id,
+                    row.detail,
+                    row.raised_unix_ms,
+                )
+                for row in rows
+            )
+
+    def trial_balance(self) -> dict[str, int]:
+        """Total per book in minor units; they sum to zero."""
+        with self._database.read() as connection:
+            return postings.trial_balance(connection)
+
+    def check_books(self) -> None:
+        """Hold every transfer to double entry and every account to the reserve invariant.
+
+        Raises:
+            AuthenticationFailed: step `double entry`.
+            InvariantBroken: an account owes and reserves more than its limit.
+        """
+        with self._database.read() as connection:
+            postings.check_books(connection)
+            ids = connection.scalars(sa.select(store.accounts.c.id)).all()
+            accounts.check_accounts(connection, ids, self._now_unix_s())
+
+    @cached_property
+    def _issuer(self) -> Issuer:
+        return Issuer(
+            currency=self.currency,
+            country_numeric=self.identity.country_numeric,
+            ca_keys=self.ca_keys,
+            master=self.keys.master,
+            token_key=self.keys.token_key,
+            sealing=self.keys.sealing,
+        )
+
+    def _now_unix_s(self) -> int:
+        return int(self._clock())
+
+    def _today(self) -> date:
+        return datetime.fromtimestamp(self._clock(), UTC).date()
+
+    def _token_key(self, pan: str, psn: int) -> bytes:
+        return token_key(self.keys.token_key.secret, pan, psn)
+
+    def _free_pan(self) -> str:
+        """A number no token has; should two callers draw the same one, the second insert fails."""
+        with self._database.read() as connection:
+            while True:
+                pan = issuing.new_pan()
+                taken = sa.select(store.tokens.c.id).filter_by(token_key=self._token_key(pan, 1))
+                if connection.execute(taken).first() is None:
+                    return pan
+
+
+def _add_policy(connection: sa.Connection, policy: Policy, now_unix_ms: int) -> None:
+    last: Any = connection.scalar(sa.select(sa.func.max(store.policies.c.version)))
+    connection.execute(
+        store.policies.insert().values(
+            version=(last or 0) + 1, body=policy.model_dump_json(), since_unix_ms=now_unix_ms
+        )
+    )
+
+
+def _years_on(day: date, years: int) -> date:
+    """The end of that month so many years on."""
+    return end_of_month(day.replace(year=day.year + years, day=1))

@@ -1,0 +1,283 @@
+"""A limit snapshot, opened: every answer is verified up to the issuer's signature before it is given.
+
+    head      "PGLIMITS" ‖ format (u16) ‖ signatures (u16) ‖ header length (u32)
+              ‖ header ‖ signatures, each key id (64 bytes, zero-padded) ‖ Ed25519 signature (64)
+    tree      the nodes, root first (see `tree`)
+    buckets   each: record root (32) ‖ records (36 each)
+
+Integers are big-endian. The whole format with test vectors: docs/snapshot-format.md.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from pos_gateway.errors import AuthenticationFailed, InvalidInput, InvalidSnapshot
+from pos_gateway.limits.header import (
+    FORMAT,
+    HASH_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_KEY_ID_CHARACTERS,
+    MAX_SIGNATURES,
+    SIGNATURE_BYTES,
+    Freshness,
+    RiskPolicy,
+    SnapshotHeader,
+    SnapshotTerms,
+    check_key_id,
+    check_meant_for,
+    check_supersedes,
+    explain_freshness,
+    freshness,
+    verify_header,
+)
+from pos_gateway.limits.record import RECORD_BYTES, TOKEN_KEY_BYTES, LimitRecord
+from pos_gateway.limits.tree import (
+    FAN_OUT,
+    FAN_OUT_BITS,
+    Shape,
+    bucket_hash,
+    decode_node,
+    encode_node,
+    node_hash,
+    record_root,
+    records_hash,
+)
+
+__all__ = [
+    "Freshness",
+    "RiskPolicy",
+    "Snapshot",
+    "SnapshotHeader",
+    "SnapshotTerms",
+    "check_meant_for",
+    "check_supersedes",
+    "encode_head",
+    "explain_freshness",
+    "freshness",
+]
+
+ReadAt = Callable[[int, int], bytes]
+"""(offset, length) → that many bytes, fewer only at the end of the file."""
+
+MAGIC: Final = b"PGLIMITS"
+PREFIX: Final = struct.Struct(">8sHHI")
+SIGNATURE_ENTRY_BYTES: Final = MAX_KEY_ID_CHARACTERS + SIGNATURE_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class _Node:
+    """A verified node. `starts` has one entry more than there are children: how many records of the
+    snapshot lie before each child, and before whatever follows the last."""
+
+    hashes: bytes
+    starts: array[int]
+
+
+class Snapshot:
+    """Verified lookups in one snapshot. Nodes are kept once verified; buckets never are."""
+
+    def __init__(self, read_at: ReadAt, header: SnapshotHeader, head: bytes, root: _Node) -> None:
+        """Use `open`."""
+        self.header = header
+        self.head = head
+        self._read_at = read_at
+        self._shape = Shape(header.bucket_bits)
+        self._buckets_at = len(head) + self._shape.tree_bytes
+        self._shift = 32 - header.bucket_bits
+        self._nodes: list[dict[int, _Node]] = [{} for _ in range(self._shape.levels)]
+        self._nodes[-1][0] = root
+        self._lowest = self._nodes[0]
+
+    @classmethod
+    def open(
+        cls, read_at: ReadAt, size: int, keys: Mapping[str, Ed25519PublicKey], threshold: int
+    ) -> Snapshot:
+        """Check head, signatures, root and size: the same few reads whatever the size of the file.
+
+        `keys` are the pinned signing keys by id. Validity in time, version and addressee are not
+        judged here: see `freshness`, `check_supersedes`, `check_meant_for`.
+
+        Raises:
+            InvalidSnapshot: not a snapshot of this format, truncated, or with something appended.
+            AuthenticationFailed: step `snapshot signature` or `snapshot root`.
+        """
+        head = read_head(read_at)
+        header = head.verified(keys, threshold)
+        shape, at = Shape(header.bucket_bits), len(head.data)
+        expected = at + shape.body_bytes(header.count)
+        if size != expected:
+            raise InvalidSnapshot(f"the file has {size} bytes, its header says {expected}", where="file size")
+        root = read_exactly(read_at, at, shape.node_bytes(shape.levels), "root node")
+        if node_hash(root) != header.root:
+            raise AuthenticationFailed("the root node was changed", step="snapshot root")
+        children = shape.children(shape.levels)
+        return cls(read_at, header, head.data, _verified_node(root, children, 0, header.count))
+
+    def lookup(self, token_key: bytes) -> LimitRecord | None:
+        """The token's record; None only when the verified bucket proves that there is none.
+
+        Raises:
+            AuthenticationFailed: step `snapshot node` or `snapshot bucket`: the file was changed.
+            InvalidSnapshot: it was truncated, cannot be read, or holds a record of no meaning.
+        """
+        if len(token_key) != TOKEN_KEY_BYTES:
+            raise InvalidInput(f"{len(token_key)} bytes, expected {TOKEN_KEY_BYTES}", where="token key")
+        _, records = self.bucket(int.from_bytes(token_key[:4], "big") >> self._shift)
+        at = records.find(token_key)
+        while at >= 0:
+            if at % RECORD_BYTES == 0:
+                return LimitRecord.from_bytes(records[at : at + RECORD_BYTES])
+            at = records.find(token_key, at + 1)
+        return None
+
+    def records(self) -> Iterator[LimitRecord]:
+        """Every record in the order of token keys, each bucket verified whole: that its records are
+        in order, belong into it, and carry the record root they should.
+
+        Raises:
+            AuthenticationFailed, InvalidSnapshot: as `lookup`.
+        """
+        last = b""
+        for bucket in range(self._shape.buckets):
+            root, data = self.bucket(bucket)
+            if record_root(data) != root:
+                raise InvalidSnapshot("the record root is wrong", where=f"bucket {bucket}")
+            for at in range(0, len(data), RECORD_BYTES):
+                record = LimitRecord.from_bytes(data[at : at + RECORD_BYTES])
+                if record.token_key <= last or self._shape.bucket_of(record.token_key) != bucket:
+                    raise InvalidSnapshot("a record is out of place", where=f"bucket {bucket}")
+                last = record.token_key
+                yield record
+
+    def bucket(self, bucket: int) -> tuple[bytes, bytes]:
+        """A bucket's record root and its records, verified; raises as `lookup`."""
+        node = self._lowest.get(bucket >> FAN_OUT_BITS) or self._load(1, bucket >> FAN_OUT_BITS)
+        child = bucket % FAN_OUT
+        start, end = node.starts[child], node.starts[child + 1]
+        offset = self._buckets_at + bucket * HASH_BYTES + start * RECORD_BYTES
+        data = read_exactly(self._read_at, offset, HASH_BYTES + (end - start) * RECORD_BYTES, "bucket")
+        root, records = data[:HASH_BYTES], data[HASH_BYTES:]
+        expected = node.hashes[child * HASH_BYTES : (child + 1) * HASH_BYTES]
+        if bucket_hash(records_hash(records), root) != expected:
+            raise AuthenticationFailed(f"bucket {bucket} was changed", step="snapshot bucket")
+        return root, records
+
+    def path(self, bucket: int) -> list[bytes]:
+        """The verified nodes from the root down to the one above `bucket`, as they stand in the file."""
+        path = []
+        for level in range(self._shape.levels, 0, -1):
+            node = self._load(level, bucket >> (FAN_OUT_BITS * level))
+            hashes = [node.hashes[at : at + HASH_BYTES] for at in range(0, len(node.hashes), HASH_BYTES)]
+            path.append(encode_node(hashes, [end - start for start, end in pairwise(node.starts)]))
+        return path
+
+    def _load(self, level: int, index: int) -> _Node:
+        """The node, from memory or verified against its parent."""
+        known = self._nodes[level - 1].get(index)
+        if known is not None:
+            return known
+        shape = self._shape
+        parent = self._load(level + 1, index >> FAN_OUT_BITS)
+        child = index % FAN_OUT
+        data = read_exactly(
+            self._read_at,
+            len(self.head) + shape.node_offset(level, index),
+            shape.node_bytes(level),
+            "tree node",
+        )
+        if node_hash(data) != parent.hashes[child * HASH_BYTES : (child + 1) * HASH_BYTES]:
+            raise AuthenticationFailed(f"node {index} of level {level} was changed", step="snapshot node")
+        node = _verified_node(data, shape.children(level), parent.starts[child], parent.starts[child + 1])
+        self._nodes[level - 1][index] = node
+        return node
+
+
+def encode_head(header_bytes: bytes, signatures: Mapping[str, bytes]) -> bytes:
+    """The head of a file, signatures in the order of their key ids."""
+    if not 1 <= len(signatures) <= MAX_SIGNATURES:
+        raise InvalidInput(f"1 to {MAX_SIGNATURES} signatures, not {len(signatures)}", where="snapshot head")
+    entries = (
+        check_key_id(key_id).encode("ascii").ljust(MAX_KEY_ID_CHARACTERS, b"\0") + signatures[key_id]
+        for key_id in sorted(signatures)
+    )
+    return PREFIX.pack(MAGIC, FORMAT, len(signatures), len(header_bytes)) + header_bytes + b"".join(entries)
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head of a file, taken apart but not trusted yet."""
+
+    data: bytes
+    header_bytes: bytes
+    signatures: Mapping[str, bytes]
+
+    def verified(self, keys: Mapping[str, Ed25519PublicKey], threshold: int) -> SnapshotHeader:
+        """The header, read only after its signatures are checked.
+
+        Raises:
+            AuthenticationFailed: step `snapshot signature`.
+            InvalidSnapshot: signed, and yet no header of this format.
+        """
+        verify_header(self.header_bytes, self.signatures, keys, threshold)
+        return SnapshotHeader.from_bytes(self.header_bytes)
+
+
+def read_head(read_at: ReadAt) -> Head:
+    """
+    Raises:
+        InvalidSnapshot: not a snapshot of this format, truncated, or out of a bound.
+    """
+    prefix = read_exactly(read_at, 0, PREFIX.size, "prefix")
+    magic, version, count, header_length = PREFIX.unpack(prefix)
+    if magic != MAGIC:
+        raise InvalidSnapshot("not a limit snapshot", where="byte 0")
+    if version != FORMAT:
+        raise InvalidSnapshot(f"format {version}; this program reads {FORMAT}", where="byte 8")
+    if not 1 <= count <= MAX_SIGNATURES:
+        raise InvalidSnapshot(f"{count} signatures, must be 1 to {MAX_SIGNATURES}", where="byte 10")
+    if not 1 <= header_length <= MAX_HEADER_BYTES:
+        raise InvalidSnapshot(
+            f"a header of {header_length} bytes, at most {MAX_HEADER_BYTES}", where="byte 12"
+        )
+    rest = read_exactly(read_at, PREFIX.size, header_length + count * SIGNATURE_ENTRY_BYTES, "head")
+    signatures: dict[str, bytes] = {}
+    for at in range(header_length, len(rest), SIGNATURE_ENTRY_BYTES):
+        key_id = _decode_key_id(rest[at : at + MAX_KEY_ID_CHARACTERS], PREFIX.size + at)
+        if key_id in signatures:
+            raise InvalidSnapshot("the same key id twice", where=f"byte {PREFIX.size + at}")
+        signatures[key_id] = rest[at + MAX_KEY_ID_CHARACTERS : at + SIGNATURE_ENTRY_BYTES]
+    return Head(prefix + rest, rest[:header_length], signatures)
+
+
+def _decode_key_id(field: bytes, at: int) -> str:
+    try:
+        return check_key_id(field.rstrip(b"\0").decode("ascii"))
+    except (UnicodeDecodeError, InvalidInput):
+        raise InvalidSnapshot("not a key id", where=f"byte {at}") from None
+
+
+def _verified_node(node: bytes, children: int, start: int, end: int) -> _Node:
+    """`node` is verified; `start` and `end` are the records before and up to its end, from above."""
+    hashes, counts = decode_node(node, children)
+    if start + sum(counts) != end:
+        raise InvalidSnapshot("its counts do not add up to what stands above", where="tree node")
+    return _Node(hashes, array("I", accumulate(counts, initial=start)))
+
+
+def read_exactly(read_at: ReadAt, offset: int, length: int, what: str) -> bytes:
+    """
+    Raises:
+        InvalidSnapshot: fewer bytes are there; names `what` ends too early.
+    """
+    data = read_at(offset, length)
+    if len(data) != length:
+        raise InvalidSnapshot(f"{what} ends after {len(data)} of {length} bytes", where=f"byte {offset}")
+    return data

@@ -1,0 +1,93 @@
+"""The gateway's side of the line against the real ledger, over real TLS."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from pos_gateway.enrolment import Merchant, parse_code
+from pos_gateway.errors import AuthenticationFailed, LedgerUnreachable
+from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.journal import Journal
+from pos_gateway.gateway.ledger_client import LedgerClient
+from pos_gateway.gateway.synchroniser import Synchroniser
+from pos_gateway.ledger import Ledger
+from pos_gateway.ledger.api import serve
+from pos_gateway.records import Verdict
+from tests.gateway.journalling import sale
+
+MERCHANT = Merchant(id="CORNERSHOP", name="Corner shop", category="5411")
+
+
+def now_unix_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@asynccontextmanager
+async def serving(ledger: Ledger, port: int = 0) -> AsyncIterator[str]:
+    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve(ledger, port=port, on_ready=ready.set_result))
+    try:
+        yield f"https://127.0.0.1:{await ready}"
+    finally:
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+async def test_enrol_fetch_limits_and_present(tmp_path: Path) -> None:
+    key = Ed25519PrivateKey.generate()
+    with Ledger.create(tmp_path / "ledger", issuer="Test Issuer") as ledger:
+        account = ledger.open_account(holder="A. Customer", limit_minor=100_000)
+        ledger.issue_token(account.id)
+        ledger.publish()
+        code = ledger.invite(MERCHANT)
+        fingerprint = parse_code(code)[1]
+        async with serving(ledger) as url:
+            async with LedgerClient(url, fingerprint) as client:
+                enrolment = await client.enrol(code, key.public_key())
+                assert enrolment.merchant == MERCHANT
+                with pytest.raises(AuthenticationFailed, match="used already"):
+                    await client.enrol(code, Ed25519PrivateKey.generate().public_key())
+                assert abs(await client.ledger_time_unix_ms() - now_unix_ms()) < 60_000
+
+                (tmp_path / "snapshots").mkdir()
+                with Journal.open(
+                    tmp_path / "journal.sqlite3", gateway_key=key, gateway_id=enrolment.gateway_id
+                ) as journal:
+                    feed = SnapshotFeed(tmp_path / "snapshots", journal, enrolment, clock=now_unix_ms)
+                    synchroniser = Synchroniser(
+                        journal,
+                        client,
+                        feed,
+                        gateway_id=enrolment.gateway_id,
+                        signer=key,
+                        interval_s=3600,
+                        clock=now_unix_ms,
+                        rng=random.Random(1),
+                    )
+                    # No card ever signed these: the ledger must say so, record by record.
+                    journal.append_all([sale(number) for number in range(3)])
+                    await synchroniser.synchronise()
+                    current = feed.current()
+                    assert current is not None
+                    assert current.header.count == 1
+                    assert journal.exposure.count == 0
+                    assert [refusal.verdict for refusal in journal.view.refused] == [Verdict.INVALID] * 3
+                    assert all(refusal.reason for refusal in journal.view.refused)
+
+                    stranger = Ed25519PrivateKey.generate()
+                    with pytest.raises(AuthenticationFailed):
+                        await client.present(enrolment.gateway_id, journal.records(0, 1), stranger)
+            async with LedgerClient(url, fingerprint) as client:
+                await client.latest_snapshot()
+        async with LedgerClient(url, fingerprint) as client:
+            with pytest.raises(LedgerUnreachable):
+                await client.latest_snapshot()

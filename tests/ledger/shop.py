@@ -1,0 +1,170 @@
+"""A shop in a few lines: it enrols, reads limits from the published file, takes genuine taps, presents."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+
+from pos_gateway.emv.apdu import CryptogramKind
+from pos_gateway.emv.application import AID, NO_PLAN, Iad, Sale
+from pos_gateway.emv.authentication import authenticate_card, authenticate_cryptogram
+from pos_gateway.emv.dialogue import converse, read_card, request_cryptogram
+from pos_gateway.emv.transcript import Transcript
+from pos_gateway.enrolment import Enrolment, EnrolmentRequest, Merchant
+from pos_gateway.lab.virtual_card import VirtualCard
+from pos_gateway.ledger import Ledger
+from pos_gateway.ledger.postings import RecordVerdict
+from pos_gateway.limits.record import LimitRecord, token_key
+from pos_gateway.limits.snapshot import Snapshot
+from pos_gateway.money import currency
+from pos_gateway.records import GENESIS_HASH, Kind, Record, Verdict, make_record, seal_proof, sign_batch
+from pos_gateway.snapshot_file import SnapshotFile
+
+MERCHANT = Merchant(id="CORNERSHOP", name="Corner shop", category="5411")
+
+
+@dataclass
+class Clock:
+    """A ledger's clock that a test sets."""
+
+    now_s: float = 1_800_000_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@dataclass
+class Shop:
+    ledger: Ledger
+    enrolment: Enrolment
+    key: Ed25519PrivateKey
+    sequence: int = 0
+    last_hash: bytes = GENESIS_HASH
+    snapshot_version: int = 0
+
+    @classmethod
+    def enrol(cls, ledger: Ledger, merchant: Merchant = MERCHANT) -> Shop:
+        key = Ed25519PrivateKey.generate()
+        code = ledger.invite(merchant)
+        request = EnrolmentRequest(code=code, public_key=key.public_key().public_bytes_raw())
+        return cls(ledger, ledger.enrol(request), key)
+
+    def limit(self, pan: str, psn: int) -> tuple[LimitRecord, bytes]:
+        """The record in the latest snapshot, verified, and its digest."""
+        path = self.ledger.latest_snapshot().path
+        keys = {k.id: Ed25519PublicKey.from_public_bytes(k.public_key) for k in self.enrolment.snapshot_keys}
+        with SnapshotFile(path) as file:
+            snapshot = Snapshot.open(file.read_at, file.size, keys, self.enrolment.snapshot_threshold)
+            record = snapshot.lookup(token_key(self.enrolment.token_key_secret, pan, psn))
+            assert record is not None
+            self.snapshot_version = snapshot.header.version
+            return record, record.digest(snapshot.header.nonce)
+
+    def tap(
+        self,
+        card: VirtualCard,
+        amount_minor: int,
+        *,
+        limit: tuple[LimitRecord, bytes] | None = None,
+        record_id: uuid.UUID | None = None,
+        sequence: int | None = None,
+        lies: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Record:
+        """A genuine TC as a journal record; `lies` are facts changed afterwards."""
+        sale_id = record_id or uuid.uuid4()
+        at = datetime.fromtimestamp(self.ledger.now_unix_ms() / 1000, UTC)
+        number = secrets.token_bytes(4)
+        self.sequence += 1
+
+        def sale(ceiling: int, digest: bytes) -> Sale:
+            return Sale(
+                amount_minor=amount_minor,
+                currency_numeric=currency(self.enrolment.currency).numeric,
+                country_numeric=self.enrolment.country_numeric,
+                at=at,
+                unpredictable_number=number,
+                sequence_counter=self.sequence,
+                terminal_id=self.enrolment.terminal_id,
+                merchant_id=self.enrolment.merchant.id,
+                merchant_category=self.enrolment.merchant.category,
+                sale_id=sale_id.bytes,
+                ceiling=ceiling,
+                limit_digest=digest,
+            )
+
+        card.power_up()
+        read = converse(read_card(sale(0, bytes(16)).elements(), [AID]), card.process)
+        record, digest = limit or self.limit(read.pan, read.psn)
+        answer = converse(
+            request_cryptogram(read, sale(record.ceiling, digest).elements(), CryptogramKind.TC),
+            card.process,
+        )
+        assert answer.kind is CryptogramKind.TC, answer.kind
+        authenticated = authenticate_card(read, self.ledger.ca_keys, at.date())
+        after = Iad.from_bytes(answer.elements[0x9F10]).counter_after
+        facts = {
+            "sale_id": str(sale_id),
+            "amount_minor": amount_minor,
+            "currency": self.enrolment.currency,
+            "at_unix_ms": self.ledger.now_unix_ms(),
+            "gateway_id": self.enrolment.gateway_id,
+            "terminal_id": self.enrolment.terminal_id,
+            "merchant_id": self.enrolment.merchant.id,
+            "merchant_category": self.enrolment.merchant.category,
+            "token_key": record.token_key.hex(),
+            "token_last4": read.last4,
+            "atc": int.from_bytes(answer.elements[0x9F36], "big"),
+            "ac": authenticate_cryptogram(authenticated, answer).ac.hex(),
+            "counter_before": after - amount_minor,
+            "counter_after": after,
+            "ceiling": record.ceiling,
+            "limit_digest": digest.hex(),
+            "snapshot_version": self.snapshot_version,
+            "plan_digest": NO_PLAN.hex(),
+            "sequence_counter": self.sequence,
+            "unpredictable_number": number.hex(),
+            **lies,
+        }
+        sealed = seal_proof(Transcript.of(read, answer).to_bytes(), self.sealing_key)
+        return self.record(sale_id, facts, sealed, sequence=sequence)
+
+    @property
+    def sealing_key(self) -> X25519PublicKey:
+        return X25519PublicKey.from_public_bytes(self.enrolment.sealing_key)
+
+    def record(
+        self, record_id: uuid.UUID, facts: dict[str, Any], sealed: bytes, *, sequence: int | None = None
+    ) -> Record:
+        record = make_record(
+            sequence=sequence or self.sequence,
+            record_id=record_id,
+            kind=Kind.AUTHORIZATION,
+            facts=facts,
+            proof=sealed,
+            previous_hash=self.last_hash,
+            gateway_key=self.key,
+        )
+        self.last_hash = record.hash
+        return record
+
+    def batch(self, records: Sequence[Record | dict[str, Any]]) -> tuple[bytes, bytes]:
+        """A request body and the gateway's signature over it."""
+        wire = [r.to_wire() if isinstance(r, Record) else r for r in records]
+        body = json.dumps({"gateway_id": self.enrolment.gateway_id, "records": wire}).encode()
+        return body, sign_batch(body, self.key)
+
+    def present(self, *records: Record | dict[str, Any]) -> list[RecordVerdict]:
+        body, signature = self.batch(records)
+        return self.ledger.present(self.enrolment.gateway_id, body, signature)
+
+    def verdict(self, record: Record) -> Verdict:
+        return self.present(record)[0].verdict
