@@ -134,3 +134,11 @@ def virtual_reader(running_reader: VirtualReader) -> Iterator[VirtualReader]:
         reader = PcscReader(name)
         assert reader.wait_for_removal(10.0), "pcscd did not see the card leave"
         reader.close()
+
+
+@pytest.fixture(scope="session")
+def ledger_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A new ledger's home, to be copied: making its keys takes a second."""
+    home = tmp_path_factory.mktemp("issuer") / "ledger"
+    Ledger.create(home, issuer="Harbour Credit").close()
+    return home

@@ -233,7 +233,7 @@ class VirtualCard:
             state = state.moved(request.amount_minor, request.day, request.terminal)
             counter_field = clear_counter_field(state.counter)
         else:
-            counter_field = clear_counter_field(state.counter)
+            counter_field = encipher_counter(own.mk_enc, state.atc, state.counter)
         iad = Iad(
             key_index=own.key_index,
             cryptogram_version=_CRYPTOGRAM_VERSION,

@@ -195,6 +195,16 @@ def test_a_fact_that_the_card_did_not_sign_is_not_believed(
     assert len(ledger.alarms()) == 1
 
 
+@pytest.mark.parametrize("more_minor", [1, -1])
+def test_an_amount_changed_in_keeping_with_the_counter_is_not_believed(
+    ledger: Ledger, account: Account, shop: Shop, card: VirtualCard, more_minor: int
+) -> None:
+    lies = {"amount_minor": 500 + more_minor, "counter_before": card.state.counter - more_minor}
+    [verdict] = shop.present(shop.tap(card, 500, lies=lies))
+    assert (verdict.verdict, "the amount" in verdict.reason) == (Verdict.INVALID, True)
+    assert owed(ledger, account) == 0
+
+
 def test_a_missing_fact_is_named(shop: Shop, card: VirtualCard) -> None:
     record = shop.tap(card, 500)
     facts = record.facts()
