@@ -16,7 +16,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -26,6 +26,7 @@ from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import hpke
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from pos_gateway.errors import AuthenticationFailed, InvalidMessage
 
@@ -40,6 +41,8 @@ _HASH_DOMAIN: Final = b"pos-gateway journal record 1\0"
 _SIGNATURE_DOMAIN: Final = b"pos-gateway record signature 1\0"
 _BATCH_DOMAIN: Final = b"pos-gateway batch signature 1\0"
 _SEAL_INFO: Final = b"pos-gateway proof 1"
+_SEAL_KEY_BYTES: Final = 32
+_SEAL_NONCE_BYTES: Final = 12
 _SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
 
 
@@ -212,9 +215,25 @@ def chain_record(
     return Record(sequence, record_id, kind, body, proof, previous_hash, digest, signature)
 
 
-def seal_proof(proof: bytes, ledger_key: X25519PublicKey) -> bytes:
-    """Encrypt card evidence so that only the ledger can read it."""
-    return _SUITE.encrypt(proof, ledger_key, info=_SEAL_INFO)
+class Seal:
+    """Encrypts card evidence so that only the ledger can read it.
+
+    A fresh key is sealed to the ledger (HPKE) when the seal is made, which takes as long as many of a
+    tap's checks together and therefore happens before the card is there. What it seals then is
+
+        length of the sealed key (2) ‖ sealed key ‖ nonce (12) ‖ ChaCha20-Poly1305 of the proof
+    """
+
+    def __init__(self, ledger_key: X25519PublicKey, random_bytes: Callable[[int], bytes]) -> None:
+        key = random_bytes(_SEAL_KEY_BYTES)
+        sealed_key = _SUITE.encrypt(key, ledger_key, info=_SEAL_INFO)
+        self._head = len(sealed_key).to_bytes(2, "big") + sealed_key
+        self._cipher = ChaCha20Poly1305(key)
+        self._random_bytes = random_bytes
+
+    def seal(self, proof: bytes) -> bytes:
+        nonce = self._random_bytes(_SEAL_NONCE_BYTES)
+        return self._head + nonce + self._cipher.encrypt(nonce, proof, None)
 
 
 def open_proof(sealed: bytes, ledger_key: X25519PrivateKey) -> bytes:
@@ -222,8 +241,11 @@ def open_proof(sealed: bytes, ledger_key: X25519PrivateKey) -> bytes:
     Raises:
         AuthenticationFailed: step `proof seal`: not sealed to this ledger, or changed since.
     """
+    at = 2 + int.from_bytes(sealed[:2], "big")
+    nonce, encrypted = sealed[at : at + _SEAL_NONCE_BYTES], sealed[at + _SEAL_NONCE_BYTES :]
     try:
-        return _SUITE.decrypt(sealed, ledger_key, info=_SEAL_INFO)
+        key = _SUITE.decrypt(sealed[2:at], ledger_key, info=_SEAL_INFO)
+        return ChaCha20Poly1305(key).decrypt(nonce, encrypted, None)
     except (InvalidTag, ValueError):
         raise AuthenticationFailed("the proof cannot be opened", step="proof seal") from None
 

@@ -1,8 +1,8 @@
 """The judgement: pure functions of a limit record, policy, what the journal knows, and now.
 
-It falls in two parts, for the card stands between them. `judge_request` says whether the card may be
-asked for a TC, and up to which ceiling. `judge_cryptogram` says whether what the card answered is an
-approval. Both test their reasons in the order of `Reason` and give the first that applies.
+The card stands between its parts. `judge_request` says whether the card may be asked for a TC, and up
+to which ceiling; `judge_cryptogram` whether its answer is one; `judge_claim` whether that contradicts
+what was seen before. Each tests its reasons in the order of `Reason` and gives the first that applies.
 """
 
 from __future__ import annotations
@@ -48,8 +48,15 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Claim:
+    """A good TC, and the interval it claims."""
+
+    interval: Interval
+
+
+@dataclass(frozen=True, slots=True)
 class Approve:
-    """Yes: the TC claims this interval. It counts once it is durable."""
+    """Yes. It counts once it is durable."""
 
     interval: Interval
 
@@ -107,19 +114,18 @@ def judge_request(request: Request) -> Ask | Decline:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """An authenticated answer to GENERATE AC, and what this gateway has seen of the token before."""
+    """An authenticated answer to GENERATE AC."""
 
     sale_id: UUID
     amount_minor: int
     ceiling: int
     kind: CryptogramKind
     iad: Iad
-    seen: Iterable[Interval]
     policy: Policy
 
 
-def judge_cryptogram(evidence: Evidence) -> Approve | Decline:
-    """Approve a TC that stays within its ceiling and overlaps nothing; decline anything else.
+def judge_cryptogram(evidence: Evidence) -> Claim | Decline:
+    """Accept a TC that stays within its ceiling; decline anything else.
 
     Raises:
         InvalidCardData: the TC's counter field is no clear counter.
@@ -131,7 +137,15 @@ def judge_cryptogram(evidence: Evidence) -> Approve | Decline:
     return Decline(Reason.CARD_DECLINED)
 
 
-def _judge_tc(evidence: Evidence) -> Approve | Decline:
+def judge_claim(claim: Claim, seen: Iterable[Interval]) -> Approve | Decline:
+    """Approve a claim that overlaps nothing this gateway has seen of the token before."""
+    for other in seen:
+        if claim.interval.overlaps(other):
+            return Decline(Reason.INTERVAL_OVERLAP, f"overlaps payment {other.sale_id}")
+    return Approve(claim.interval)
+
+
+def _judge_tc(evidence: Evidence) -> Claim | Decline:
     if (
         evidence.amount_minor > evidence.policy.holder_verification_limit_minor
         and not evidence.iad.holder_verified_on_device
@@ -141,8 +155,4 @@ def _judge_tc(evidence: Evidence) -> Approve | Decline:
     before = after - evidence.amount_minor
     if before < 0 or after > evidence.ceiling:
         return Decline(Reason.AUTHENTICATION_FAILED, "the card's counter contradicts its ceiling")
-    interval = Interval(before, after, evidence.sale_id)
-    for seen in evidence.seen:
-        if interval.overlaps(seen):
-            return Decline(Reason.INTERVAL_OVERLAP, f"overlaps payment {seen.sale_id}")
-    return Approve(interval)
+    return Claim(Interval(before, after, evidence.sale_id))

@@ -198,10 +198,10 @@ class Journal:
     def last_sequence(self) -> int:
         return self.view.last_sequence
 
-    def intervals(self, token_key: bytes) -> tuple[Interval, ...]:
-        """What this gateway's authorizations claim of the token's counter line."""
+    def overlapping(self, token_key: bytes, before: int, after: int) -> tuple[Interval, ...]:
+        """Authorizations of the token that share a point with (before, after] of its counter line."""
         with self._mutex:
-            return self._running.intervals(token_key)
+            return self._running.overlapping(token_key, before, after)
 
     def queue(self, limit: int = MAX_BATCH_RECORDS) -> list[Record]:
         """The oldest unsynchronised records, in the order of their sequence."""

@@ -5,6 +5,7 @@ Built by one pass at opening and moved on by every append; the same code does bo
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -82,7 +83,7 @@ class RunningView:
             self._queue[record_id] = _Authorization(sequence, amount_minor, at_unix_ms)
             self._amount_minor += amount_minor
             interval = (facts["counter_before"], facts["counter_after"], record_id)
-            self._intervals.setdefault(facts["token_key"], []).append(interval)
+            insort(self._intervals.setdefault(facts["token_key"], []), interval)
         elif kind is Kind.ACKNOWLEDGEMENT and about is not None:
             self._last_acknowledged_at_unix_ms = at_unix_ms
             self._acknowledge(about, facts)
@@ -104,12 +105,19 @@ class RunningView:
         """Sequences of what is unsynchronised, oldest first."""
         return (waiting.sequence for waiting in self._queue.values())
 
-    def intervals(self, token_key: bytes) -> tuple[Interval, ...]:
-        """What this gateway's authorizations claim of the token's counter line."""
-        return tuple(
-            Interval(before, after, UUID(bytes=record_id))
-            for before, after, record_id in self._intervals.get(token_key.hex(), ())
-        )
+    def overlapping(self, token_key: bytes, before: int, after: int) -> tuple[Interval, ...]:
+        """Authorizations of the token that share a point with (before, after] of its counter line.
+
+        Those of one token share none among themselves (the till declines one that would), so they are
+        in order of their ends too, and few need to be looked at however many there are.
+        """
+        known = self._intervals.get(token_key.hex(), [])
+        place = bisect_left(known, (after,))
+        found = []
+        while place and known[place - 1][1] > before:
+            place -= 1
+            found.append(Interval(known[place][0], known[place][1], UUID(bytes=known[place][2])))
+        return tuple(reversed(found))
 
     def _acknowledge(self, about: bytes, facts: Mapping[str, Any]) -> None:
         authorization = self._queue.pop(about, None)

@@ -26,21 +26,30 @@ from pos_gateway.authorization.decision import (
     Evidence,
     Interval,
     Request,
+    judge_claim,
     judge_cryptogram,
     judge_request,
 )
 from pos_gateway.authorization.policy import Exposure, Policy
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.emv.apdu import CryptogramKind
-from pos_gateway.emv.application import Sale
+from pos_gateway.emv.application import (
+    DIGEST_BYTES,
+    NO_PLAN,
+    TAG_CEILING,
+    TAG_LIMIT_DIGEST,
+    Sale,
+    counter_bytes,
+)
 from pos_gateway.emv.authentication import (
     AuthenticatedCard,
     CaPublicKey,
     Cryptogram,
+    KnownIssuers,
     authenticate_card,
     authenticate_cryptogram,
 )
-from pos_gateway.emv.dialogue import CardRead, CryptogramAnswer, converse, read_card, request_cryptogram
+from pos_gateway.emv.dialogue import CardRead, converse, read_card, request_cryptogram
 from pos_gateway.emv.transcript import Transcript
 from pos_gateway.errors import (
     AuthenticationFailed,
@@ -54,7 +63,7 @@ from pos_gateway.limits.header import freshness
 from pos_gateway.limits.record import LimitRecord, token_key
 from pos_gateway.limits.snapshot import Snapshot
 from pos_gateway.money import Currency
-from pos_gateway.records import Kind, Record, seal_proof, uuid7
+from pos_gateway.records import Kind, Record, Seal, uuid7
 
 Clock = Callable[[], datetime]
 """Tells the shop's time, with its zone."""
@@ -82,19 +91,21 @@ class Station:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a card was asked to sign, and the version of the snapshot whose record that relies on."""
+    """The limit record that a card's TC was asked to rely on, and all it was asked to sign."""
 
-    sale: Sale = field(repr=False)
+    ceiling: int
+    limit_digest: bytes
     snapshot_version: int
+    elements: Mapping[int, bytes] = field(repr=False)
 
 
 @dataclass(slots=True)
 class Payment:
     """One sale to be paid by one tap.
 
-    What the card will sign is fixed when the payment starts, so that after a tear the same card can be
-    asked exactly the same again and gives the same answer again, its counter moved once.
-    `asked` remembers what which token was asked for.
+    What the card will sign is fixed when the payment starts (`elements`; the limit record joins them
+    when the token is known), so that after a tear the same card can be asked exactly the same again and
+    gives the same answer again, its counter moved once. `asked` remembers what which token was asked.
     """
 
     id: UUID
@@ -102,6 +113,8 @@ class Payment:
     started_at: datetime
     unpredictable_number: bytes = field(repr=False)
     sequence_counter: int
+    elements: Mapping[int, bytes] = field(repr=False)
+    seal: Seal = field(repr=False)
     asked: dict[bytes, Asked] = field(default_factory=dict, repr=False)
 
 
@@ -141,7 +154,7 @@ class JournalPort(Protocol):
     @property
     def latest_at_unix_ms(self) -> int: ...
 
-    def intervals(self, token: bytes) -> Sequence[Interval]: ...
+    def overlapping(self, token_key: bytes, before: int, after: int) -> Sequence[Interval]: ...
 
 
 class Till:
@@ -172,9 +185,38 @@ class Till:
         self._clock = clock
         self._random_bytes = random_bytes
         self._claims = _Claims(journal)
+        self._known_issuers: KnownIssuers = {}
 
     def new_payment(self, payment_id: UUID, amount_minor: int, sequence_counter: int) -> Payment:
-        return Payment(payment_id, amount_minor, self._clock(), self._random_bytes(4), sequence_counter)
+        """A sale that waits for its tap; what can be prepared without the card is prepared here.
+
+        Raises:
+            InvalidInput: the amount does not fit a card.
+        """
+        station, now, unpredictable_number = self.station, self._clock(), self._random_bytes(4)
+        sale = Sale(
+            amount_minor=amount_minor,
+            currency_numeric=station.currency.numeric,
+            country_numeric=station.country_numeric,
+            at=now,
+            unpredictable_number=unpredictable_number,
+            sequence_counter=sequence_counter,
+            terminal_id=station.terminal_id,
+            merchant_id=station.merchant_id,
+            merchant_category=station.merchant_category,
+            sale_id=payment_id.bytes,
+            ceiling=0,
+            limit_digest=bytes(DIGEST_BYTES),
+        )
+        return Payment(
+            id=payment_id,
+            amount_minor=amount_minor,
+            started_at=now,
+            unpredictable_number=unpredictable_number,
+            sequence_counter=sequence_counter,
+            elements=sale.elements(),
+            seal=Seal(self._sealing_key, self._random_bytes),
+        )
 
     def tap(
         self, payment: Payment, channel: CardChannel, progress: Callable[[Step], None] = lambda step: None
@@ -208,11 +250,12 @@ class Till:
     ) -> Outcome:
         progress(Step.READING_CARD)
         now = self._clock()
-        offer = self._sale(payment, ceiling=0, limit_digest=bytes(16))
-        card = converse(read_card(offer.elements(), self._aids), channel.transceive)
+        card = converse(read_card(payment.elements, self._aids), channel.transceive)
         snapshot = self._limits()
         revoked = snapshot.header.revoked_certificates if snapshot else ()
-        authentic = authenticate_card(card, self._ca_keys, now.date(), revoked)
+        authentic = authenticate_card(
+            card, self._ca_keys, now.date(), revoked, known_issuers=self._known_issuers
+        )
         known.last4 = authentic.last4
         known.token_key = token_key(self._token_key_secret, authentic.pan, authentic.psn)
 
@@ -223,28 +266,31 @@ class Till:
         progress(Step.ASKING_CARD)
         asked = payment.asked.get(known.token_key)
         if asked is None:
-            sale = self._sale(payment, judgement.ceiling, known.limit_digest)
-            asked = payment.asked[known.token_key] = Asked(sale, known.snapshot_version)
-        sale = asked.sale
-        answer = converse(request_cryptogram(card, sale.elements(), CryptogramKind.TC), channel.transceive)
+            asked = payment.asked[known.token_key] = self._relying_on(payment, judgement.ceiling, known)
+        answer = converse(request_cryptogram(card, asked.elements, CryptogramKind.TC), channel.transceive)
         cryptogram = authenticate_cryptogram(authentic, answer)
 
-        with self._claims.token(known.token_key) as seen:
-            verdict = judge_cryptogram(
-                Evidence(
-                    sale_id=payment.id,
-                    amount_minor=payment.amount_minor,
-                    ceiling=sale.ceiling,
-                    kind=cryptogram.kind,
-                    iad=cryptogram.iad,
-                    seen=seen,
-                    policy=self.policy,
-                )
+        proof = payment.seal.seal(Transcript.of(card, answer).to_bytes())
+        claim = judge_cryptogram(
+            Evidence(
+                sale_id=payment.id,
+                amount_minor=payment.amount_minor,
+                ceiling=asked.ceiling,
+                kind=cryptogram.kind,
+                iad=cryptogram.iad,
+                policy=self.policy,
             )
+        )
+        if isinstance(claim, Decline):
+            return self._declined(payment, claim, known, proof)
+        progress(Step.RECORDING)
+        with self._claims.token(known.token_key):
+            interval = claim.interval
+            seen = self._journal.overlapping(known.token_key, interval.before, interval.after)
+            verdict = judge_claim(claim, seen)
             if isinstance(verdict, Decline):
-                return self._declined(payment, verdict, known, self._proof(card, answer))
-            progress(Step.RECORDING)
-            return self._approved(payment, asked, cryptogram, verdict, known, self._proof(card, answer))
+                return self._declined(payment, verdict, known, proof)
+            return self._approved(payment, asked, cryptogram, verdict, known, proof)
 
     def _judge_request(
         self,
@@ -281,25 +327,9 @@ class Till:
             )
         )
 
-    def _sale(self, payment: Payment, ceiling: int, limit_digest: bytes) -> Sale:
-        station = self.station
-        return Sale(
-            amount_minor=payment.amount_minor,
-            currency_numeric=station.currency.numeric,
-            country_numeric=station.country_numeric,
-            at=payment.started_at,
-            unpredictable_number=payment.unpredictable_number,
-            sequence_counter=payment.sequence_counter,
-            terminal_id=station.terminal_id,
-            merchant_id=station.merchant_id,
-            merchant_category=station.merchant_category,
-            sale_id=payment.id.bytes,
-            ceiling=ceiling,
-            limit_digest=limit_digest,
-        )
-
-    def _proof(self, card: CardRead, answer: CryptogramAnswer) -> bytes:
-        return seal_proof(Transcript.of(card, answer).to_bytes(), self._sealing_key)
+    def _relying_on(self, payment: Payment, ceiling: int, known: _Known) -> Asked:
+        record = {TAG_CEILING: counter_bytes(ceiling), TAG_LIMIT_DIGEST: known.limit_digest}
+        return Asked(ceiling, known.limit_digest, known.snapshot_version, {**payment.elements, **record})
 
     def _approved(
         self,
@@ -310,7 +340,6 @@ class Till:
         known: _Known,
         proof: bytes,
     ) -> Approved:
-        sale = asked.sale
         facts = self._facts(payment, known) | {
             "merchant_id": self.station.merchant_id,
             "merchant_category": self.station.merchant_category,
@@ -318,12 +347,12 @@ class Till:
             "ac": cryptogram.ac.hex(),
             "counter_before": approval.interval.before,
             "counter_after": approval.interval.after,
-            "ceiling": sale.ceiling,
-            "limit_digest": sale.limit_digest.hex(),
+            "ceiling": asked.ceiling,
+            "limit_digest": asked.limit_digest.hex(),
             "snapshot_version": asked.snapshot_version,
-            "plan_digest": sale.plan_digest.hex(),
-            "sequence_counter": sale.sequence_counter,
-            "unpredictable_number": sale.unpredictable_number.hex(),
+            "plan_digest": NO_PLAN.hex(),
+            "sequence_counter": payment.sequence_counter,
+            "unpredictable_number": payment.unpredictable_number.hex(),
         }
         return Approved(self._journal.append(Kind.AUTHORIZATION, payment.id, facts, proof))
 
@@ -385,10 +414,10 @@ class _Claims:
         return Exposure(known.count + len(others), known.amount_minor + sum(others), known.oldest_at_unix_ms)
 
     @contextmanager
-    def token(self, token: bytes) -> Iterator[Sequence[Interval]]:
-        """The token's intervals; no other lane journals one of them until the block ends."""
-        with self._stripes[token[-1] % self._STRIPES]:
-            yield self._journal.intervals(token)
+    def token(self, token_key: bytes) -> Iterator[None]:
+        """No other lane journals a payment of this token until the block ends."""
+        with self._stripes[token_key[-1] % self._STRIPES]:
+            yield
 
 
 def _unix_ms(at: datetime) -> int:

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from pos_gateway.authorization.decision import (
     Approve,
     Ask,
+    Claim,
     Decline,
     Evidence,
     Interval,
     Request,
+    judge_claim,
     judge_cryptogram,
     judge_request,
 )
@@ -148,7 +150,6 @@ def _evidence(
     kind: CryptogramKind = CryptogramKind.TC,
     after: int = 4_000_000,
     amount_minor: int = 10_000,
-    seen: tuple[Interval, ...] = (),
     verified: bool = False,
 ) -> Evidence:
     iad = Iad(
@@ -164,13 +165,12 @@ def _evidence(
         ceiling=RECORD.ceiling,
         kind=kind,
         iad=iad,
-        seen=seen,
         policy=POLICY,
     )
 
 
-def test_a_tc_within_its_ceiling_is_approved() -> None:
-    assert judge_cryptogram(_evidence()) == Approve(Interval(3_990_000, 4_000_000, UUID(int=1)))
+def test_a_tc_within_its_ceiling_claims_its_interval() -> None:
+    assert judge_cryptogram(_evidence()) == Claim(Interval(3_990_000, 4_000_000, UUID(int=1)))
 
 
 @pytest.mark.parametrize(
@@ -186,13 +186,15 @@ def test_anything_but_a_tc_is_declined(kind: CryptogramKind, reason: Reason) -> 
 @given(st.integers(0, MAX_COUNTER), st.integers(1, 50_000))
 def test_a_tc_is_never_approved_past_its_ceiling(after: int, amount_minor: int) -> None:
     judgement = judge_cryptogram(_evidence(after=after, amount_minor=amount_minor))
-    assert isinstance(judgement, Approve) == (amount_minor <= after <= RECORD.ceiling)
+    assert isinstance(judgement, Claim) == (amount_minor <= after <= RECORD.ceiling)
 
 
 @given(st.integers(3_900_000, 4_100_000), st.integers(1, 50_000))
 def test_intervals_that_share_a_point_are_declined(before: int, length: int) -> None:
     other = Interval(before, before + length, UUID(int=2))
-    judgement = judge_cryptogram(_evidence(seen=(other,)))
+    claim = judge_cryptogram(_evidence())
+    assert isinstance(claim, Claim)
+    judgement = judge_claim(claim, [other])
     shares = bool(set(range(3_990_001, 4_000_001)) & set(range(before + 1, before + length + 1)))
     if shares:
         assert isinstance(judgement, Decline)
@@ -205,7 +207,7 @@ def test_a_large_tc_without_verification_on_the_device_is_declined() -> None:
     judgement = judge_cryptogram(_evidence(amount_minor=50_001))
     assert isinstance(judgement, Decline)
     assert judgement.reason is Reason.HOLDER_NOT_VERIFIED
-    assert isinstance(judge_cryptogram(_evidence(amount_minor=50_001, verified=True)), Approve)
+    assert isinstance(judge_cryptogram(_evidence(amount_minor=50_001, verified=True)), Claim)
 
 
 def test_every_reason_is_told_to_everybody() -> None:

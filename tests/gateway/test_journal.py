@@ -109,8 +109,15 @@ def test_the_view_adds_up_what_is_open_and_forgets_what_is_acknowledged(path: Pa
             "after the deadline",
             1930,
         )
-        assert journal.intervals(bytes.fromhex("ab" * 16))[1] == Interval(1930, 3860, new_id(1))
-        assert journal.intervals(bytes(16)) == ()
+        token = bytes.fromhex("ab" * 16)
+        assert journal.overlapping(token, 1930, 3860) == (Interval(1930, 3860, new_id(1)),)
+        assert [i.sale_id for i in journal.overlapping(token, 1929, 3861)] == [
+            new_id(0),
+            new_id(1),
+            new_id(2),
+        ]
+        assert journal.overlapping(token, 3 * 1930, 9999) == ()
+        assert journal.overlapping(bytes(16), 0, 9999) == ()
         assert journal.latest_at_unix_ms == NOW_UNIX_MS + 500_001
         assert [record.kind for record in journal.about(new_id(1))] == [
             Kind.AUTHORIZATION,

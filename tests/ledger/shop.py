@@ -26,7 +26,7 @@ from pos_gateway.ledger.postings import RecordVerdict
 from pos_gateway.limits.record import LimitRecord, token_key
 from pos_gateway.limits.snapshot import Snapshot
 from pos_gateway.money import currency
-from pos_gateway.records import GENESIS_HASH, Kind, Record, Verdict, make_record, seal_proof, sign_batch
+from pos_gateway.records import GENESIS_HASH, Kind, Record, Seal, Verdict, make_record, sign_batch
 from pos_gateway.snapshot_file import SnapshotFile
 
 MERCHANT = Merchant(id="CORNERSHOP", name="Corner shop", category="5411")
@@ -57,6 +57,9 @@ class Shop:
         code = ledger.invite(merchant)
         request = EnrolmentRequest(code=code, public_key=key.public_key().public_bytes_raw())
         return cls(ledger, ledger.enrol(request), key)
+
+    def seal(self, proof: bytes) -> bytes:
+        return Seal(self.sealing_key, secrets.token_bytes).seal(proof)
 
     def limit(self, pan: str, psn: int) -> tuple[LimitRecord, bytes]:
         """The record in the latest snapshot, verified, and its digest."""
@@ -134,7 +137,7 @@ class Shop:
             "unpredictable_number": number.hex(),
             **lies,
         }
-        sealed = seal_proof(Transcript.of(read, answer).to_bytes(), self.sealing_key)
+        sealed = self.seal(Transcript.of(read, answer).to_bytes())
         return self.record(sale_id, facts, sealed, sequence=sequence)
 
     @property

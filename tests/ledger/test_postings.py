@@ -27,7 +27,7 @@ from pos_gateway.ledger.accounts import Account, TokenStatus
 from pos_gateway.ledger.evidence import examine
 from pos_gateway.ledger.postings import AlarmKind
 from pos_gateway.ledger.reserve import InvariantBroken
-from pos_gateway.records import Record, Verdict, open_proof, seal_proof, sign_batch
+from pos_gateway.records import Record, Verdict, open_proof, sign_batch
 from tests.ledger.shop import Clock, Shop
 
 LIMIT_MINOR = 50_000
@@ -219,7 +219,7 @@ def test_every_byte_of_the_proof_counts(ledger: Ledger, shop: Shop, card: Virtua
     examine(record, gateway, ledger._issuer)
     for at in range(len(clear)):
         changed = clear[:at] + bytes([clear[at] ^ 0x01]) + clear[at + 1 :]
-        tampered = shop.record(record.id, record.facts(), seal_proof(changed, shop.sealing_key))
+        tampered = shop.record(record.id, record.facts(), shop.seal(changed))
         with pytest.raises((AuthenticationFailed, InvalidInput)):
             examine(tampered, gateway, ledger._issuer)
 
@@ -228,7 +228,7 @@ def test_a_tampered_proof_is_invalid(ledger: Ledger, account: Account, shop: Sho
     record = shop.tap(card, 500)
     clear = open_proof(record.proof, ledger.keys.sealing)
     changed = clear[:-1] + bytes([clear[-1] ^ 0x01])
-    tampered = shop.record(record.id, record.facts(), seal_proof(changed, shop.sealing_key))
+    tampered = shop.record(record.id, record.facts(), shop.seal(changed))
     assert shop.verdict(tampered) is Verdict.INVALID
     assert alarms(ledger) == [AlarmKind.FALSE_EVIDENCE]
     assert owed(ledger, account) == 0
