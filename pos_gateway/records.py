@@ -16,7 +16,7 @@ import base64
 import binascii
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
@@ -248,6 +248,12 @@ def open_proof(sealed: bytes, ledger_key: X25519PrivateKey) -> bytes:
         return ChaCha20Poly1305(key).decrypt(nonce, encrypted, None)
     except (InvalidTag, ValueError):
         raise AuthenticationFailed("the proof cannot be opened", step="proof seal") from None
+
+
+def presentment_body(gateway_id: str, records: Sequence[Record]) -> bytes:
+    """The request body that presents a batch."""
+    batch = {"gateway_id": gateway_id, "records": [record.to_wire() for record in records]}
+    return json.dumps(batch, separators=(",", ":")).encode()
 
 
 def sign_batch(body: bytes, gateway_key: Ed25519PrivateKey) -> bytes:

@@ -36,6 +36,18 @@ os.environ["PCSCLITE_CSOCK_NAME"] = str(_READER_DIRECTORY / PCSCD_SOCKET)
 
 TODAY = date(2026, 11, 24)
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="run the longer tests too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--long"):
+        kept = [item for item in items if item.get_closest_marker("long") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = kept
+
+
 MakeCard = Callable[..., Personalisation]
 MakeSale = Callable[..., Sale]
 

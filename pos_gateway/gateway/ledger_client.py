@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
-import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from pos_gateway.errors import (
     PosGatewayError,
     Unavailable,
 )
-from pos_gateway.records import Record, Verdict, parse_object, sign_batch
+from pos_gateway.records import Record, Verdict, parse_object, presentment_body, sign_batch
 
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
 _MAX_SNAPSHOT_BYTES: Final = 16 * 1024**3
@@ -147,10 +146,7 @@ class LedgerClient:
             AuthenticationFailed: the ledger does not accept this gateway's signature.
             InvalidMessage: the verdicts are not exactly those of the batch.
         """
-        body = json.dumps(
-            {"gateway_id": gateway_id, "records": [record.to_wire() for record in records]},
-            separators=(",", ":"),
-        ).encode()
+        body = presentment_body(gateway_id, records)
         headers = {
             "Pos-Gateway-Id": gateway_id,
             "Pos-Gateway-Signature": base64.b64encode(sign_batch(body, signer)).decode(),

@@ -2,31 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
+from typing import Final
 
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import EnrolmentRequest, Merchant
 from pos_gateway.gateway.config import Home, load_settings
 from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.identity import (
+    Enrolled,
+    load_enrolment,
+    load_or_create_identity,
+    store_enrolment,
+)
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.program import local_now, make_till, now_unix_ms
 from pos_gateway.gateway.till import Clock
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.keys import ICC_KEY_BITS, generate_rsa_key
 from pos_gateway.ledger.ledger import Ledger
+from pos_gateway.ledger.postings import RecordVerdict
+from pos_gateway.records import Record, presentment_body, sign_batch
 
-MERCHANT = Merchant(id="FERRY-PIER-9", name="Harbour Ferry Kiosk", category="4111")
+_NO_NETWORK: Final = "https://127.0.0.1:1"
+MERCHANT: Final = Merchant(id="FERRY-PIER-9", name="Harbour Ferry Kiosk", category="4111")
 
 
 class Shop:
     """One enrolled gateway's journal, feed and till beside the ledger that it enrolled with.
 
-    A ledger that lies in the folder already is used: making its keys takes a second.
+    What lies in the folder already is used: a ledger, whose keys take a second to make, or a whole shop
+    that was killed.
     """
 
     def __init__(self, folder: Path, *, policy: Policy | None = None, clock: Clock = local_now) -> None:
@@ -36,17 +47,29 @@ class Shop:
             self.ledger.set_policy(policy)
         self.home = Home(folder / "gateway")
         self.home.create()
-        self.key = Ed25519PrivateKey.generate()
-        code = self.ledger.invite(MERCHANT)
-        self.enrolment = self.ledger.enrol(
-            EnrolmentRequest(code=code, public_key=self.key.public_key().public_bytes_raw())
-        )
+        self.key = load_or_create_identity(self.home.identity_key)
+        if not self.home.enrolment.exists():
+            self._enrol()
+        self.enrolment = load_enrolment(self.home.enrolment).enrolment
         self.settings = load_settings(self.home)
         self.journal = Journal.open(
             self.home.journal, gateway_key=self.key, gateway_id=self.enrolment.gateway_id
         )
         self.feed = SnapshotFeed(self.home.snapshots, self.journal, self.enrolment, clock=now_unix_ms)
+        self.feed.load()
         self.till = make_till(self.enrolment, self.settings, self.journal, self.feed, clock=clock)
+
+    def _enrol(self) -> None:
+        code = self.ledger.invite(MERCHANT)
+        public_key = self.key.public_key().public_bytes_raw()
+        store_enrolment(
+            self.home.enrolment,
+            Enrolled(
+                ledger_url=_NO_NETWORK,
+                certificate_fingerprint=self.ledger.keys.tls_fingerprint,
+                enrolment=self.ledger.enrol(EnrolmentRequest(code=code, public_key=public_key)),
+            ),
+        )
 
     def issue(self, *, limit_minor: int, per_tap_cap_minor: int | None = None) -> tuple[str, Personalisation]:
         """A new account with one token; returns the token's id and its card's data."""
@@ -67,6 +90,12 @@ class Shop:
         path = self.home.snapshots / ".download"
         path.write_bytes(published.path.read_bytes())
         self.feed.activate(path)
+
+    def present(self, records: Sequence[Record]) -> list[RecordVerdict]:
+        """Present records to the ledger as the synchroniser would, and journal nothing."""
+        gateway_id = self.enrolment.gateway_id
+        body = presentment_body(gateway_id, records)
+        return self.ledger.present(gateway_id, body, sign_batch(body, self.key))
 
     def close(self) -> None:
         self.journal.close()

@@ -403,9 +403,13 @@ def keep_open(story: Story) -> None:
 
 
 @contextlib.contextmanager
-def _staged() -> Iterator[Story]:
-    with tempfile.TemporaryDirectory(prefix="pos-gateway-demo-") as folder, VirtualReader(slots=1) as reader:
-        story = Story(Path(folder), reader, Teller())
+def _staged(folder: Path | None) -> Iterator[Story]:
+    with contextlib.ExitStack() as stack:
+        if folder is None:
+            scratch = tempfile.TemporaryDirectory(prefix="pos-gateway-demo-")
+            folder = Path(stack.enter_context(scratch))
+        reader = stack.enter_context(VirtualReader(slots=1))
+        story = Story(folder, reader, Teller())
         try:
             yield story
         finally:
@@ -425,9 +429,11 @@ def _free_port(wanted: int = 0) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools/demo", description=__doc__)
     parser.add_argument("--once", action="store_true", help="end when the story is told")
-    once = parser.parse_args().once
+    parser.add_argument("--folder", type=Path, help="keep everything in this empty folder")
+    options = parser.parse_args()
+    once: bool = options.once
     try:
-        with _staged() as story:
+        with _staged(options.folder) as story:
             summary = tell(story)
             well = summary["lost"] == 0 and summary["posted_twice"] == 0
             if not once and story.gateway is not None:

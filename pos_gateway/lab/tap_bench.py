@@ -3,6 +3,8 @@
 Every round does, one after the other: a whole tap over the real PC/SC stack with a virtual card; the
 same APDUs back to back; the tap's three RSA operations alone; one raw append with `fdatasync` of as many
 bytes as a journal record has. The gateway's own share is the tap's time less the time in card and reader.
+The journal holds some records already, as a shop's does: its write-ahead log is then written in place
+rather than growing.
 """
 
 from __future__ import annotations
@@ -24,11 +26,12 @@ from pos_gateway.gateway.till import Approved
 from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.virtual_reader import VirtualReader
 from pos_gateway.ledger.config import Policy
-from pos_gateway.records import uuid7
+from pos_gateway.records import Kind, uuid7
 
 _AMOUNT_MINOR: Final = 100
 _WARM_UP: Final = 20
 _CARD_WAIT_S: Final = 10.0
+_RECORDS_BEFORE: Final = 1200
 
 
 class TimedChannel:
@@ -71,6 +74,7 @@ def bench_tap(
         os.environ.update(virtual.environment)
         _, personalisation = shop.issue(limit_minor=10 * _AMOUNT_MINOR * (taps + _WARM_UP))
         shop.publish()
+        _fill(shop)
         card_file = Path(scratch) / "card.json"
         card_file.write_text(personalisation.to_json())
         virtual.insert(card_file)
@@ -144,6 +148,14 @@ def _measure(
         "own_share_ratio": round(statistics.median(own) / floor, 2),
         "target_ratio": 2.5,
     }
+
+
+def _fill(shop: Shop) -> None:
+    for _ in range(_RECORDS_BEFORE):
+        at_unix_ms = time.time_ns() // 1_000_000
+        record_id = uuid7(at_unix_ms, os.urandom(10))
+        facts = {"at_unix_ms": at_unix_ms, "sale_id": str(record_id), "detail": "x" * 500}
+        shop.journal.append(Kind.DECLINE, record_id, facts, bytes(1400))
 
 
 def _present(reader: PcscReader) -> CardChannel:

@@ -1,0 +1,304 @@
+"""The local HTTP API, over real HTTP, with a real till behind it and cards in a field of their own."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import shutil
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+from pos_gateway.errors import ReaderUnavailable
+from pos_gateway.gateway.api import Parts, build_app
+from pos_gateway.gateway.events import Event, Hub
+from pos_gateway.gateway.lane import Lane, PaymentView
+from pos_gateway.gateway.payments import Payments
+from pos_gateway.gateway.program import now_unix_ms
+from pos_gateway.gateway.readers.port import Indication
+from pos_gateway.gateway.status import status
+from pos_gateway.gateway.synchroniser import SynchroniserState
+from pos_gateway.lab.field import DirectChannel
+from pos_gateway.lab.shop import Shop
+from pos_gateway.lab.virtual_card import SchemeCard, VirtualCard
+from pos_gateway.lab.vpcd import Card
+
+
+class FieldReader:
+    """A reader whose field is a queue: what is put in is presented, once."""
+
+    name = "field"
+
+    def __init__(self) -> None:
+        self.field: queue.Queue[Callable[[], DirectChannel] | Exception | None] = queue.Queue()
+        self.indications: list[Indication] = []
+
+    def present(self, card: Card, *, leaves_after: int | None = None) -> None:
+        self.field.put(lambda: DirectChannel(card, leaves_after=leaves_after))
+
+    def wait_for_card(self, timeout_s: float) -> DirectChannel | None:
+        try:
+            found = self.field.get(timeout=timeout_s)
+        except queue.Empty:
+            return None
+        if isinstance(found, Exception):
+            raise found
+        return found() if found else None
+
+    def wait_for_removal(self, timeout_s: float) -> bool:
+        return True
+
+    def interrupt(self) -> None:
+        self.field.put(None)
+
+    def indicate(self, indication: Indication) -> None:
+        self.indications.append(indication)
+
+    def close(self) -> None:
+        self.interrupt()
+
+
+class Counter:
+    """One till, its API and a client."""
+
+    def __init__(
+        self, shop: Shop, reader: FieldReader, payments: Payments, client: TestClient[Any, Any]
+    ) -> None:
+        self.shop = shop
+        self.reader = reader
+        self.payments = payments
+        self.client = client
+
+    async def start(self, amount_minor: int = 1930, **fields: Any) -> tuple[int, dict[str, Any]]:
+        order = {"id": str(uuid4()), "amount_minor": amount_minor, "currency": "CNY"} | fields
+        async with self.client.post("/v1/payments", json=order) as response:
+            return response.status, await response.json()
+
+    async def finish(self, payment_id: str) -> dict[str, Any]:
+        last: dict[str, Any] = {}
+        async with self.client.get(f"/v1/payments/{payment_id}/events") as response:
+            async for line in response.content:
+                if line.startswith(b"data: "):
+                    last = json.loads(line[6:])
+        assert last["final"]
+        return last
+
+
+@pytest.fixture
+async def counter(tmp_path: Path, ledger_home: Path) -> AsyncIterator[Counter]:
+    shutil.copytree(ledger_home, tmp_path / "ledger")
+    with Shop(tmp_path) as shop:
+        hub = Hub(asyncio.get_running_loop())
+
+        def changed(view: PaymentView) -> None:
+            hub.publish(Event("payment", view.as_json()))
+
+        payments = Payments(shop.till, shop.journal, changed)
+        reader = FieldReader()
+        lane = Lane("lane-1", reader, shop.till, card_timeout_s=5, show=payments.changed)
+        payments.add_lane(lane)
+        lane.start()
+
+        def tell() -> dict[str, Any]:
+            return status(
+                shop.enrolment,
+                shop.settings,
+                shop.journal,
+                shop.feed,
+                SynchroniserState(),
+                payments,
+                now_unix_ms(),
+            )
+
+        app = build_app(Parts(payments, hub, tell, lambda: None))
+        async with TestClient(TestServer(app)) as client:
+            yield Counter(shop, reader, payments, client)
+            hub.close()
+        await asyncio.to_thread(lane.close)
+
+
+@pytest.fixture
+def card(counter: Counter) -> VirtualCard:
+    _, personalisation = counter.shop.issue(limit_minor=30_000)
+    counter.shop.publish()
+    return VirtualCard(personalisation)
+
+
+async def test_a_payment_is_started_watched_and_approved(counter: Counter, card: VirtualCard) -> None:
+    code, view = await counter.start()
+    assert (code, view["state"]) == (202, "present_card")
+    counter.reader.present(card)
+    final = await counter.finish(view["id"])
+    assert final["state"] == "approved"
+    assert final["sequence"] == counter.shop.journal.last_sequence
+    assert counter.reader.indications[-1] is Indication.APPROVED
+
+
+async def test_the_same_id_again_is_the_same_payment(counter: Counter, card: VirtualCard) -> None:
+    _, view = await counter.start()
+    counter.reader.present(card)
+    final = await counter.finish(view["id"])
+    code, again = await counter.start(id=view["id"])
+    assert (code, again) == (200, final)
+    code, error = await counter.start(1931, id=view["id"])
+    assert (code, error["error"]["code"]) == (409, "Conflict")
+    assert counter.shop.journal.exposure.count == 1
+
+
+async def test_what_memory_forgot_the_journal_knows(counter: Counter, card: VirtualCard) -> None:
+    """As after a restart: a new `Payments` over the same journal."""
+    _, approved = await counter.start()
+    counter.reader.present(card)
+    await counter.finish(approved["id"])
+    _, declined = await counter.start()
+    counter.reader.present(SchemeCard())
+    await counter.finish(declined["id"])
+
+    reborn = Payments(counter.shop.till, counter.shop.journal, lambda view: None)
+    assert reborn.show(UUID(approved["id"])).as_json()["state"] == "approved"
+    told = reborn.start(UUID(declined["id"]), 1930, "CNY", None).as_json()
+    assert (told["state"], told["reason"]) == ("declined", "card_not_supported")
+
+
+async def test_a_torn_tap_asks_to_tap_again(counter: Counter, card: VirtualCard) -> None:
+    _, view = await counter.start()
+    counter.reader.present(card, leaves_after=6)
+    counter.reader.present(card)
+    assert (await counter.finish(view["id"]))["state"] == "approved"
+    assert counter.shop.journal.exposure.count == 1
+
+
+async def test_a_torn_tap_that_never_returns_is_declined(counter: Counter, card: VirtualCard) -> None:
+    _, view = await counter.start()
+    counter.reader.present(card, leaves_after=6)
+    while counter.payments.show(_uuid(view)).state.value != "tap_again":
+        await asyncio.sleep(0.01)
+    await counter.client.post(f"/v1/payments/{view['id']}/cancel", json={})
+    final = await counter.finish(view["id"])
+    assert (final["state"], final["reason"]) == ("declined", "card_left")
+
+
+async def test_cancelled_before_a_card_came(counter: Counter) -> None:
+    _, view = await counter.start()
+    async with counter.client.post(f"/v1/payments/{view['id']}/cancel", json={}) as response:
+        assert response.status == 200
+    assert (await counter.finish(view["id"]))["state"] == "cancelled"
+
+
+async def test_one_payment_at_a_time_on_a_lane(counter: Counter) -> None:
+    _, first = await counter.start()
+    code, error = await counter.start()
+    assert (code, error["error"]["code"]) == (503, "Unavailable")
+    await counter.client.post(f"/v1/payments/{first['id']}/cancel", json={})
+    await counter.finish(first["id"])
+    assert (await counter.start())[0] == 202
+
+
+async def test_a_missing_reader_is_said_and_waited_for(counter: Counter, card: VirtualCard) -> None:
+    counter.reader.field.put(ReaderUnavailable("no such reader", advice="plug it in"))
+    _, view = await counter.start()
+    while counter.payments.show(_uuid(view)).state.value != "reader_missing":
+        await asyncio.sleep(0.01)
+    counter.reader.present(card)
+    assert (await counter.finish(view["id"]))["state"] == "approved"
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        (b"", "body"),
+        (b"{", "body"),
+        (b"[]", "body"),
+        (b'{"id": "x", "amount_minor": 1, "currency": "CNY"}', "id"),
+        (b'{"amount_minor": 1, "currency": "CNY"}', "id"),
+        (b'{"id": "%s", "amount_minor": 1.5, "currency": "CNY"}', "amount_minor"),
+        (b'{"id": "%s", "amount_minor": "1", "currency": "CNY"}', "amount_minor"),
+        (b'{"id": "%s", "amount_minor": true, "currency": "CNY"}', "amount_minor"),
+        (b'{"id": "%s", "amount_minor": 0, "currency": "CNY"}', "amount_minor"),
+        (b'{"id": "%s", "amount_minor": -5, "currency": "CNY"}', "amount_minor"),
+        (b'{"id": "%s", "amount_minor": 1000000000000, "currency": "CNY"}', "amount_minor"),
+        (b'{"id": "%s", "amount_minor": 1, "currency": "USD"}', "currency"),
+        (b'{"id": "%s", "amount_minor": 1, "currency": "CNY", "tip": 1}', "tip"),
+        (b'{"id": "%s", "amount_minor": 1, "currency": "CNY", "lane": 7}', "lane"),
+        (b"\xff\xfe", "body"),
+        (b"[" * 60_000, "body"),
+    ],
+)
+async def test_malformed_bodies_are_refused_by_name(counter: Counter, body: bytes, where: str) -> None:
+    if b"%s" in body:
+        body = body % str(uuid4()).encode()
+    headers = {"Content-Type": "application/json"}
+    async with counter.client.post("/v1/payments", data=body, headers=headers) as response:
+        assert response.status == 400
+        assert where in (await response.json())["error"]["reason"]
+    assert counter.shop.journal.exposure.count == 0
+    assert not any(lane.busy for lane in counter.payments.lanes)
+
+
+async def test_an_endless_body_is_cut_off(counter: Counter) -> None:
+    headers = {"Content-Type": "application/json"}
+    async with counter.client.post("/v1/payments", data=b" " * 200_000, headers=headers) as response:
+        assert response.status == 413
+
+
+async def test_unknown_payments_lanes_and_paths(counter: Counter) -> None:
+    async with counter.client.get(f"/v1/payments/{uuid4()}") as response:
+        assert response.status == 404
+        assert "nothing was charged" in (await response.json())["error"]["advice"]
+    assert (await counter.start(lane="lane-9"))[0] == 404
+    for path in ("/v1/nothing", "/static/../api.py", "/static/%2e%2e/pages.py"):
+        async with counter.client.get(path) as response:
+            assert response.status in (403, 404)
+
+
+@pytest.mark.parametrize(
+    ("headers", "code"),
+    [
+        ({"Content-Type": "text/plain"}, 415),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": "application/json", "Origin": "https://elsewhere.example"}, 403),
+        ({"Content-Type": "application/json", "Host": "elsewhere.example"}, 421),
+    ],
+)
+async def test_other_web_pages_are_kept_out(counter: Counter, headers: dict[str, str], code: int) -> None:
+    order = json.dumps({"id": str(uuid4()), "amount_minor": 1, "currency": "CNY"})
+    async with counter.client.post("/v1/payments", data=order, headers=headers) as response:
+        assert response.status == code
+    assert not any(lane.busy for lane in counter.payments.lanes)
+
+
+async def test_the_page_and_its_parts_are_served_with_a_strict_policy(counter: Counter) -> None:
+    for path in ("/", "/static/till.js", "/static/till.css"):
+        async with counter.client.get(path) as response:
+            assert response.status == 200
+            assert "default-src 'none'" in response.headers["Content-Security-Policy"]
+            assert "unsafe-inline" not in response.headers["Content-Security-Policy"]
+
+
+async def test_watchers_of_everything_see_payments(counter: Counter, card: VirtualCard) -> None:
+    async with counter.client.get("/v1/events") as stream:
+        assert (await stream.content.readline()).startswith(b"event: status")
+        _, view = await counter.start()
+        counter.reader.present(card)
+        async with asyncio.timeout(10):
+            async for line in stream.content:
+                if line.startswith(b"data: ") and b'"state": "approved"' in line:
+                    break
+    assert view["id"].encode() in line
+
+
+async def test_a_watcher_that_leaves_disturbs_nobody(counter: Counter, card: VirtualCard) -> None:
+    stream = await counter.client.get("/v1/events")
+    stream.close()
+    _, view = await counter.start()
+    counter.reader.present(card)
+    assert (await counter.finish(view["id"]))["state"] == "approved"
+
+
+def _uuid(view: dict[str, Any]) -> UUID:
+    return UUID(view["id"])
