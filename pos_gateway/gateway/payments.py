@@ -64,7 +64,7 @@ class Payments:
             payment = self._till.new_payment(payment_id, amount_minor, self._journal.last_sequence + 1)
             view = lane.take(payment)
             self._lane_of[payment_id] = lane
-            self._remember(view)
+            self.changed(view)
             return view
 
     def show(self, payment_id: UUID) -> PaymentView:

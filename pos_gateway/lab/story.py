@@ -11,6 +11,8 @@ import asyncio
 import contextlib
 import json
 import os
+import re
+import signal
 import socket
 import sys
 import tempfile
@@ -162,7 +164,10 @@ class Story:
             "--home",
             str(self.home.path),
         )
-        self.home.overrides.write_text(f"[http]\nport = {_free_port(_PAGE_PORT)}\n")
+        one_reader = json.dumps(f"^{re.escape(self.reader.names[0])}$")
+        self.home.overrides.write_text(
+            f"[http]\nport = {_free_port(_PAGE_PORT)}\n[reader]\nname_pattern = {one_reader}\n"
+        )
 
     def start_gateway(self) -> None:
         self.gateway = Program(
@@ -432,6 +437,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="keep everything in this empty folder")
     options = parser.parse_args()
     once: bool = options.once
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))  # both end it in order
     try:
         with _staged(options.folder) as story:
             summary = tell(story)

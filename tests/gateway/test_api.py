@@ -292,6 +292,36 @@ async def test_watchers_of_everything_see_payments(counter: Counter, card: Virtu
     assert view["id"].encode() in line
 
 
+async def test_watchers_of_everything_are_told_to_present_a_card(counter: Counter) -> None:
+    async with counter.client.get("/v1/events") as stream:
+        await stream.content.readuntil(b"\n\n")
+        _, view = await counter.start()
+        async with asyncio.timeout(10):
+            told = await stream.content.readuntil(b"\n\n")
+    assert view["id"].encode() in told
+    assert b"present_card" in told
+
+
+async def test_no_answer_tells_a_token_number(counter: Counter) -> None:
+    _, personalisation = counter.shop.issue(limit_minor=30_000)
+    counter.shop.publish()
+    answers: list[bytes] = []
+    for card in (VirtualCard(personalisation), SchemeCard()):
+        _, view = await counter.start()
+        counter.reader.present(card)
+        final = await counter.finish(view["id"])
+        answers.append(json.dumps(final).encode())
+    for path in ("/v1/status", f"/v1/payments/{view['id']}", "/"):
+        async with counter.client.get(path) as response:
+            answers.append(await response.read())
+    async with counter.client.get("/v1/events") as stream:
+        answers.append(await stream.content.readuntil(b"\n\n"))
+    told = b"".join(answers)
+    assert personalisation.pan[-4:].encode() in told
+    assert personalisation.pan.encode() not in told
+    assert str(personalisation.counter).encode() not in told
+
+
 async def test_a_watcher_that_leaves_disturbs_nobody(counter: Counter, card: VirtualCard) -> None:
     stream = await counter.client.get("/v1/events")
     stream.close()
