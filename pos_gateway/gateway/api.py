@@ -16,6 +16,7 @@ unasked) and that Host and Origin must name this server.
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ from pos_gateway.errors import (
 )
 from pos_gateway.gateway.dashboard.pages import add_pages
 from pos_gateway.gateway.events import Event, Hub, Subscription
+from pos_gateway.gateway.lane import PaymentView
 from pos_gateway.gateway.payments import Payments
 
 _log = structlog.get_logger(__name__)
@@ -69,23 +71,32 @@ class StartPayment(BaseModel):
 def build_app(parts: Parts) -> web.Application:
     app = web.Application(middlewares=[_errors, _own_pages_only(parts)], client_max_size=_MAX_BODY_BYTES)
 
+    # The journal is read in threads: a slow disk must not hold up everybody else's events.
+    async def shown(payment_id: UUID) -> PaymentView:
+        return await asyncio.to_thread(parts.payments.show, payment_id)
+
     async def start(request: web.Request) -> web.Response:
         order = await _body(request, StartPayment)
-        view = parts.payments.start(
-            _payment_id(order.id, "id"), order.amount_minor, order.currency, order.lane
+        view = await asyncio.to_thread(
+            parts.payments.start,
+            _payment_id(order.id, "id"),
+            order.amount_minor,
+            order.currency,
+            order.lane,
         )
         return _json(view.as_json(), status=200 if view.state.final else 202)
 
     async def show(request: web.Request) -> web.Response:
-        return _json(parts.payments.show(_payment_id(request.match_info["id"], "path")).as_json())
+        return _json((await shown(_payment_id(request.match_info["id"], "path"))).as_json())
 
     async def cancel(request: web.Request) -> web.Response:
-        return _json(parts.payments.cancel(_payment_id(request.match_info["id"], "path")).as_json())
+        payment_id = _payment_id(request.match_info["id"], "path")
+        return _json((await asyncio.to_thread(parts.payments.cancel, payment_id)).as_json())
 
     async def watch_payment(request: web.Request) -> web.StreamResponse:
         payment_id = _payment_id(request.match_info["id"], "path")
         with parts.hub.subscribe() as subscription:
-            now = Event("payment", parts.payments.show(payment_id).as_json())
+            now = Event("payment", (await shown(payment_id)).as_json())
 
             def is_last(event: Event) -> bool:
                 return bool(event.data["final"])
@@ -97,11 +108,11 @@ def build_app(parts: Parts) -> web.Application:
 
     async def watch_all(request: web.Request) -> web.StreamResponse:
         with parts.hub.subscribe() as subscription:
-            now = Event("status", parts.status())
+            now = Event("status", await asyncio.to_thread(parts.status))
             return await _stream(request, subscription, [now], lambda event: True, lambda event: False)
 
     async def status(request: web.Request) -> web.Response:
-        return _json(parts.status())
+        return _json(await asyncio.to_thread(parts.status))
 
     async def synchronise(request: web.Request) -> web.Response:
         parts.synchronise()

@@ -135,6 +135,11 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
             LedgerClient(enrolled.ledger_url, enrolled.certificate_fingerprint)
         )
         hub = Hub(loop)
+        news = asyncio.Event()
+
+        def status_changed() -> None:
+            loop.call_soon_threadsafe(news.set)
+
         synchroniser = Synchroniser(
             journal,
             client,
@@ -144,14 +149,14 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
             interval_s=settings.synchroniser.interval_s,
             clock=now_unix_ms,
             rng=random.SystemRandom(),
-            listener=lambda state: hub.publish(Event("status", tell_status())),
+            listener=lambda state: status_changed(),
         )
         till = make_till(enrolment, settings, journal, feed)
 
         def changed(view: PaymentView) -> None:
             hub.publish(Event("payment", view.as_json()))
             if view.state.final:
-                hub.publish(Event("status", tell_status()))
+                status_changed()
                 if synchroniser.state.line is not Line.DOWN:
                     synchroniser.synchronise_now()
 
@@ -160,7 +165,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
         def tell_status() -> dict[str, Any]:
             return status(enrolment, settings, journal, feed, synchroniser.state, payments, now_unix_ms())
 
-        lanes = _LaneKeeper(payments, till, settings, lambda: hub.publish(Event("status", tell_status())))
+        lanes = _LaneKeeper(payments, till, settings, status_changed)
         stack.callback(lanes.close)
         lanes.start()
 
@@ -179,6 +184,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
         home.address.write_text(address + "\n")
         stack.callback(home.address.unlink, missing_ok=True)
 
+        telling = asyncio.create_task(_tell(news, hub, tell_status), name="status")
+        stack.push_async_callback(_cancel, telling)
         synchronising = asyncio.create_task(synchroniser.run(), name="synchroniser")
         stack.push_async_callback(_cancel, synchronising)
         on_ready(address)
@@ -202,6 +209,14 @@ async def _listen(stack: contextlib.AsyncExitStack, app: web.Application, host: 
             advice="choose another [http] port in gateway.toml",
         ) from None
     return f"http://{host}:{runner.addresses[0][1]}"
+
+
+async def _tell(news: asyncio.Event, hub: Hub, tell_status: Callable[[], dict[str, Any]]) -> None:
+    """Publish the status after each change; changes that come together are told once."""
+    while True:
+        await news.wait()
+        news.clear()
+        hub.publish(Event("status", await asyncio.to_thread(tell_status)))
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

@@ -47,6 +47,13 @@ function drawPayment(payment) {
   at("start").disabled = !payment.final;
 }
 
+function showIdle() {
+  at("payment").dataset.state = "idle";
+  at("amount").textContent = "–";
+  at("icon").textContent = "○";
+  at("word").textContent = "Ready";
+}
+
 function drawStatus(next) {
   status = next;
   at("merchant").textContent = `${next.merchant.name} · ${next.terminal_id}`;
@@ -117,6 +124,7 @@ at("order").addEventListener("submit", async (event) => {
     drawPayment(await post("/v1/payments", { id: uuid7(), amount_minor, currency: status.currency }));
     at("order-amount").value = "";
   } catch (error) {
+    if (!current || current.final) showIdle();
     at("sentence").textContent = error.message;
   }
 });
