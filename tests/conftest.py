@@ -11,6 +11,8 @@ import atexit
 import itertools
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -154,3 +156,21 @@ def ledger_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("issuer") / "ledger"
     Ledger.create(home, issuer="Harbour Credit").close()
     return home
+
+
+@pytest.fixture(scope="session")
+def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """The demo's story, told once: the folder with all it left behind, and what it printed."""
+    folder = tmp_path_factory.mktemp("story")
+    # Its own pcscd: the one that this test process may speak to is not to be seen.
+    environment = {k: v for k, v in os.environ.items() if k != "PCSCLITE_CSOCK_NAME"}
+    done = subprocess.run(
+        [sys.executable, "-m", "pos_gateway.lab.story", "--once", "--folder", str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done

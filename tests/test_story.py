@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import stat
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.gateway.identity import load_enrolment
 
 MEANT_FOR_SECRETS = {"enrolment.json", "identity.key"}
 """What a gateway keeps secret; each has mode 0600."""
-
-
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    folder = tmp_path_factory.mktemp("story")
-    # Its own pcscd: the one that this test process may speak to is not to be seen.
-    environment = {k: v for k, v in os.environ.items() if k != "PCSCLITE_CSOCK_NAME"}
-    done = subprocess.run(
-        [sys.executable, "-m", "pos_gateway.lab.story", "--once", "--folder", str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder, done
 
 
 def summary(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:

@@ -366,11 +366,13 @@ class Journal:
                 request.error = _unavailable(error, "the journal could not write; nothing was recorded")
 
     def _stop(self) -> None:
+        # The writer goes last: then SQLite folds the write-ahead log into the file and removes it, so that
+        # whoever copies a stopped gateway's journal has all of it in one file.
+        with self._reading:
+            self._close_reader()
         if self._file is not None:
             self._file.close()
             self._file = None
-        with self._reading:
-            self._close_reader()
 
     def _reopen(self) -> JournalFile:
         self._stop()

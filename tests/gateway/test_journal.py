@@ -488,3 +488,10 @@ def test_what_was_acknowledged_survives_being_killed(path: Path) -> None:
 
 def test_no_secret_shows_in_a_repr() -> None:
     assert "sealed proof" not in repr(sale(0))
+
+
+def test_a_closed_journal_is_one_file(path: Path) -> None:
+    with open_journal(path) as journal:
+        journal.append_all([sale(0)])
+        assert journal.records()
+    assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.lock"}
