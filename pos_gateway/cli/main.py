@@ -70,8 +70,8 @@ def _log_to_stderr() -> None:
             redact_event,
             structlog.processors.JSONRenderer(ensure_ascii=False),
         ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
+        # Whatever stderr is when something is logged, not what it was at the start.
+        logger_factory=lambda *_: structlog.PrintLogger(sys.stderr),
     )
     # nfcpy and others log every byte they exchange at DEBUG: that may be card data.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)

@@ -35,7 +35,9 @@ async def serving(ledger: Ledger, port: int = 0) -> AsyncIterator[str]:
     ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(ledger, port=port, on_ready=ready.set_result))
     try:
-        yield f"https://127.0.0.1:{await ready}"
+        await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+        assert not task.done(), task
+        yield f"https://127.0.0.1:{ready.result()}"
     finally:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
