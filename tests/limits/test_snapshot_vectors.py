@@ -102,7 +102,7 @@ def sha256(*parts: bytes) -> bytes:
 def read_again(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """Straight down the document: the tree recursively from the root, everything recomputed."""
     magic, form, signatures, header_length = struct.unpack(">8sHHI", data[:16])
-    assert (magic, form) == (b"PGLIMITS", 1)
+    assert (magic, form) == (b"PGLIMITS", 2)
     signed, at = data[16 : 16 + header_length], 16 + header_length
     for _ in range(signatures):
         key_id = data[at : at + 64].rstrip(b"\0").decode()
@@ -131,14 +131,21 @@ def read_again(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
 
     records: list[bytes] = []
     for bucket, (expected, count) in enumerate(zip(hashes, counts, strict=True)):
-        root, body, at = data[at : at + 32], data[at + 32 : at + 32 + 36 * count], at + 32 + 36 * count
-        assert sha256(b"pos-gateway snapshot bucket 1\0", sha256(body), root) == expected
+        salt, index, at = data[at : at + 16], data[at + 16 : at + 336], at + 336
+        body, at = data[at : at + 36 * count], at + 36 * count
+        assert sha256(b"pos-gateway snapshot bucket 2\0", index) == expected
+        ends = struct.unpack(">8I", index[288:])
+        assert ends[-1] == count
         own_records = [body[n : n + 36] for n in range(0, len(body), 36)]
-        assert all(int.from_bytes(r[:16], "big") >> (128 - bits) == bucket for r in own_records)
-        salt = sha256(b"pos-gateway snapshot salt 1\0", body)
-        blinds = [sha256(b"pos-gateway snapshot blind 1\0", salt, struct.pack(">I", n)) for n in range(count)]
-        leaves = zip(blinds, own_records, strict=True)
-        assert root_again([sha256(b"pos-gateway snapshot record 1\0", *leaf) for leaf in leaves]) == root
+        for cell, (start, end) in enumerate(zip((0, *ends), ends, strict=False)):
+            in_cell = own_records[start:end]
+            expected = sha256(b"pos-gateway snapshot cell 2\0", salt, *in_cell)
+            assert index[32 + 32 * cell : 64 + 32 * cell] == expected
+            assert all(int.from_bytes(r[:16], "big") >> (125 - bits) == 8 * bucket + cell for r in in_cell)
+        assert salt == sha256(b"pos-gateway snapshot salt 2\0", body)[:16]
+        blinds = hashlib.shake_128(b"pos-gateway snapshot blind 2\0" + salt).digest(16 * count)
+        leaves = zip([blinds[n : n + 16] for n in range(0, len(blinds), 16)], own_records, strict=True)
+        assert root_again([sha256(b"rec", *leaf) for leaf in leaves]) == index[:32]
         records += own_records
     assert at == len(data)
     return header, records
