@@ -131,6 +131,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
         )
         feed = SnapshotFeed(home.snapshots, journal, enrolment, clock=now_unix_ms)
         await asyncio.to_thread(feed.load)
+        feed.start_merging()
+        stack.callback(feed.close)
         client = await stack.enter_async_context(
             LedgerClient(enrolled.ledger_url, enrolled.certificate_fingerprint)
         )

@@ -13,6 +13,7 @@ from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import EnrolmentRequest, Merchant
 from pos_gateway.gateway.config import Home, load_settings
 from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.program import local_now, make_till, now_unix_ms
 from pos_gateway.gateway.till import Clock
@@ -63,12 +64,11 @@ class Shop:
 
     def publish(self) -> None:
         """Publish new limits and bring them to the gateway as the feed would."""
-        published = self.ledger.publish()
-        path = self.home.snapshots / ".download"
-        path.write_bytes(published.path.read_bytes())
-        self.feed.activate(path)
+        self.ledger.publish()
+        self.feed.refresh(FolderRepository(self.ledger.repository.folder))
 
     def close(self) -> None:
+        self.feed.close()
         self.journal.close()
         self.ledger.close()
 
