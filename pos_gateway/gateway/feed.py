@@ -29,6 +29,7 @@ from pos_gateway.errors import (
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.journal_file import fsync_folder
 from pos_gateway.gateway.ledger_client import LedgerClient, SnapshotOffer
+from pos_gateway.limits.layers import Layers
 from pos_gateway.limits.snapshot import (
     Freshness,
     Snapshot,
@@ -75,12 +76,12 @@ class SnapshotFeed:
             }
         except ValueError:
             raise InvalidConfiguration("not an Ed25519 key", where="enrolment field snapshot_keys") from None
-        self._current: Snapshot | None = None
+        self._current: Layers | None = None
         self.last_error: PosGatewayError | None = None
         """Why the newest attempt to get or open a snapshot failed; None after one that did not."""
 
-    def current(self) -> Snapshot | None:
-        """The snapshot in use. Its validity in time is the decision's matter."""
+    def current(self) -> Layers | None:
+        """The limits in use. Its validity in time is the decision's matter."""
         return self._current
 
     def load(self) -> None:
@@ -110,7 +111,7 @@ class SnapshotFeed:
         """
         try:
             offer = await client.latest_snapshot()
-            newest = self._current.header.version if self._current else 0
+            newest = self._current.version if self._current else 0
             seen = max(newest, self._journal.view.snapshot_version)
             if offer.version < seen:
                 raise AuthenticationFailed(
@@ -181,7 +182,7 @@ class SnapshotFeed:
             )
             if snapshot.header.base_version is not None:
                 raise InvalidSnapshot(
-                    "a delta; this program uses whole snapshots", where="header field base_version"
+                    "a delta, where a whole snapshot is needed", where="header field base_version"
                 )
         except BaseException:
             file.close()
@@ -194,7 +195,7 @@ class SnapshotFeed:
         """Strictly above what is in use. The version the journal saw last may come again if its file was
         lost or broken."""
         check_supersedes(snapshot.header, self._journal.view.snapshot_version)
-        if self._current is not None and snapshot.header.version <= self._current.header.version:
+        if self._current is not None and snapshot.header.version <= self._current.version:
             raise AuthenticationFailed(
                 f"version {snapshot.header.version} is in use already", step="snapshot version"
             )
@@ -214,7 +215,7 @@ class SnapshotFeed:
                     "at_unix_ms": now_unix_ms,
                 },
             )
-        self._current = snapshot
+        self._current = Layers(snapshot)
         for version, path in stored_snapshots(self._folder):
             if version < header.version:
                 path.unlink(missing_ok=True)

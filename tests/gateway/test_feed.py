@@ -17,7 +17,7 @@ from pos_gateway.errors import (
 )
 from pos_gateway.gateway.feed import SnapshotFeed, stored_snapshots
 from pos_gateway.gateway.journal import Journal
-from pos_gateway.limits.snapshot import Snapshot
+from pos_gateway.limits.layers import Layers
 from pos_gateway.records import Kind
 from tests.gateway.journalling import NOW_UNIX_MS, open_journal
 from tests.gateway.ledger_stub import LedgerStub
@@ -51,9 +51,9 @@ async def ledger(tmp_path: Path) -> AsyncIterator[LedgerStub]:
         yield stub
 
 
-def ceiling(current: Snapshot | None) -> int:
+def ceiling(current: Layers | None) -> int:
     assert current is not None
-    record = current.lookup(TOKEN_KEY)
+    record, _ = current.lookup(TOKEN_KEY)
     assert record is not None
     return record.ceiling
 

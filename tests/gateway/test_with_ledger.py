@@ -78,7 +78,7 @@ async def test_enrol_fetch_limits_and_present(tmp_path: Path) -> None:
                     await synchroniser.synchronise()
                     current = feed.current()
                     assert current is not None
-                    assert current.header.count == 1
+                    assert current.newest.count == 1
                     assert journal.exposure.count == 0
                     assert [refusal.verdict for refusal in journal.view.refused] == [Verdict.INVALID] * 3
                     assert all(refusal.reason for refusal in journal.view.refused)
