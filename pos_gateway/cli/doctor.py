@@ -13,7 +13,7 @@ from typing import Final
 import typer
 
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
-from pos_gateway.cli.snapshot import opened
+from pos_gateway.cli.snapshot import in_use
 from pos_gateway.cli.terminal import EXIT_NO, Json, emit
 from pos_gateway.errors import PosGatewayError, ReaderUnavailable
 from pos_gateway.gateway.config import Home, load_applications, load_settings
@@ -22,7 +22,7 @@ from pos_gateway.gateway.journal import JournalReader
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.local_client import ask
 from pos_gateway.gateway.readers.pcsc import list_readers
-from pos_gateway.limits.header import Freshness, explain_freshness, freshness
+from pos_gateway.limits.header import Freshness
 
 _LITTLE_DISK_BYTES: Final = 512 * 1024 * 1024
 _LATEST_RECORDS: Final = 200
@@ -168,11 +168,10 @@ def _latest_recorded_unix_s(home: Home) -> int:
 
 
 def _snapshot(home: Home) -> Finding:
-    with opened(home.path, None) as snapshot:
-        header = snapshot.header
     now_unix_s = int(time.time())
-    text = explain_freshness(header, now_unix_s)
-    match freshness(header, now_unix_s):
+    with in_use(home.path) as limits:
+        text, fresh = limits.explain(now_unix_s), limits.freshness(now_unix_s)
+    match fresh:
         case Freshness.FRESH:
             return Finding(Health.OK, text)
         case Freshness.STALE:

@@ -37,6 +37,8 @@ from pos_gateway.limits.tree import (
 )
 
 MAGIC: Final = b"PGLPROOF"
+MAX_PROOF_BYTES: Final = 256 * 1024
+"""More than any proof has: the head is at most 68 KiB, four levels of nodes 18 KiB."""
 _PLACE: Final = struct.Struct(">I")
 
 
@@ -77,6 +79,8 @@ def verify_proof(
         AuthenticationFailed: step `snapshot signature`, `snapshot root`, `snapshot node`,
             `snapshot bucket` or `snapshot record`.
     """
+    if len(data) > MAX_PROOF_BYTES:
+        raise InvalidSnapshot(f"more than {MAX_PROOF_BYTES} bytes", where="proof")
     if not data.startswith(MAGIC):
         raise InvalidSnapshot("not a proof of a limit record", where="byte 0")
     head = read_head(_from(data, len(MAGIC)))

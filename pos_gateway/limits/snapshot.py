@@ -54,6 +54,8 @@ from pos_gateway.limits.tree import (
     SALT_BYTES,
     Bucket,
     Shape,
+    bucket_hash,
+    cell_hash,
     decode_node,
     encode_bucket,
     encode_node,
@@ -79,6 +81,9 @@ ReadAt = Callable[[int, int], bytes]
 MAGIC: Final = b"PGLIMITS"
 PREFIX: Final = struct.Struct(">8sHHI")
 SIGNATURE_ENTRY_BYTES: Final = MAX_KEY_ID_CHARACTERS + SIGNATURE_BYTES
+
+_HASHES_AT: Final = SALT_BYTES + CELL_HASHES_AT
+_ENDS_AT: Final = SALT_BYTES + CELL_ENDS_AT
 
 _sha256 = hashlib.sha256
 
@@ -142,9 +147,26 @@ class Snapshot:
         """
         if len(token_key) != TOKEN_KEY_BYTES:
             raise InvalidInput(f"{len(token_key)} bytes, expected {TOKEN_KEY_BYTES}", where="token key")
+        # One long function on purpose: four more calls would cost a fifth of a lookup.
         prefix = int.from_bytes(token_key[:4], "big")
-        data = self._bucket(prefix >> self._shift)
-        records = _cell(data, (prefix >> self._cell_shift) % CELLS)
+        number = prefix >> self._shift
+        node = self._lowest.get(number >> FAN_OUT_BITS) or self._load(1, number >> FAN_OUT_BITS)
+        child = number % FAN_OUT
+        before = node.starts[child]
+        length = RECORDS_AT + (node.starts[child + 1] - before) * RECORD_BYTES
+        data = self._read_at(self._buckets_at + number * RECORDS_AT + before * RECORD_BYTES, length)
+        if len(data) != length:
+            raise _too_short(number, data, length)
+        found = _sha256(BUCKET_DOMAIN + data[SALT_BYTES:RECORDS_AT]).digest()
+        if found != node.hashes[child * HASH_BYTES : (child + 1) * HASH_BYTES]:
+            raise _changed(number)
+        cell = (prefix >> self._cell_shift) % CELLS
+        ends = CELL_ENDS.unpack_from(data, _ENDS_AT)
+        start = ends[cell - 1] if cell else 0
+        records = data[RECORDS_AT + start * RECORD_BYTES : RECORDS_AT + ends[cell] * RECORD_BYTES]
+        at = _HASHES_AT + cell * HASH_BYTES
+        if _sha256(CELL_DOMAIN + data[:SALT_BYTES] + records).digest() != data[at : at + HASH_BYTES]:
+            raise _changed(number)
         at = records.find(token_key)
         while at >= 0:
             if at % RECORD_BYTES == 0:
@@ -184,31 +206,25 @@ class Snapshot:
                 yield record
 
     def bucket(self, number: int) -> Bucket:
-        """A bucket with all its cells, each verified; raises as `lookup`."""
-        data = self._bucket(number)
-        count = (len(data) - RECORDS_AT) // RECORD_BYTES
-        if sum(len(_cell(data, cell)) for cell in range(CELLS)) != count * RECORD_BYTES:
-            raise InvalidSnapshot("its cells do not add up", where=f"bucket {number}")
-        return Bucket(data, self._hash_of(number), count)
-
-    def _bucket(self, number: int) -> bytes:
-        """A bucket with its index verified; its cells are not yet."""
-        node = self._lowest.get(number >> FAN_OUT_BITS) or self._load(1, number >> FAN_OUT_BITS)
-        child = number % FAN_OUT
-        start = node.starts[child]
-        length = RECORDS_AT + (node.starts[child + 1] - start) * RECORD_BYTES
-        offset = self._buckets_at + number * RECORDS_AT + start * RECORD_BYTES
-        data = self._read_at(offset, length)
+        """A bucket with its index and all its cells verified; raises as `lookup`."""
+        node, child = self._load(1, number >> FAN_OUT_BITS), number % FAN_OUT
+        before, count = node.starts[child], node.starts[child + 1] - node.starts[child]
+        length = RECORDS_AT + count * RECORD_BYTES
+        data = self._read_at(self._buckets_at + number * RECORDS_AT + before * RECORD_BYTES, length)
         if len(data) != length:
-            raise InvalidSnapshot(f"bucket ends after {len(data)} of {length} bytes", where=f"byte {offset}")
-        found = _sha256(BUCKET_DOMAIN + data[SALT_BYTES:RECORDS_AT]).digest()
-        if found != node.hashes[child * HASH_BYTES : (child + 1) * HASH_BYTES]:
-            raise AuthenticationFailed(f"bucket {number} was changed", step="snapshot bucket")
-        return data
-
-    def _hash_of(self, number: int) -> bytes:
-        child = number % FAN_OUT
-        return self._load(1, number >> FAN_OUT_BITS).hashes[child * HASH_BYTES : (child + 1) * HASH_BYTES]
+            raise _too_short(number, data, length)
+        bucket = Bucket(data, node.hashes[child * HASH_BYTES : (child + 1) * HASH_BYTES], count)
+        if bucket_hash(data[SALT_BYTES:RECORDS_AT]) != bucket.hash:
+            raise _changed(number)
+        start = 0
+        for cell, end in enumerate(CELL_ENDS.unpack_from(data, _ENDS_AT)):
+            records = data[RECORDS_AT + start * RECORD_BYTES : RECORDS_AT + end * RECORD_BYTES]
+            at, start = _HASHES_AT + cell * HASH_BYTES, end
+            if cell_hash(data[:SALT_BYTES], records) != data[at : at + HASH_BYTES]:
+                raise _changed(number)
+        if start != count:
+            raise InvalidSnapshot("its cells do not add up", where=f"bucket {number}")
+        return bucket
 
     def path(self, bucket: int) -> list[bytes]:
         """The verified nodes from the root down to the one above `bucket`, as they stand in the file."""
@@ -240,19 +256,12 @@ class Snapshot:
         return node
 
 
-def _cell(data: bytes, cell: int) -> bytes:
-    """One cell's records of a bucket whose index is verified.
+def _too_short(bucket: int, data: bytes, length: int) -> InvalidSnapshot:
+    return InvalidSnapshot(f"ends after {len(data)} of {length} bytes", where=f"bucket {bucket}")
 
-    Raises:
-        AuthenticationFailed: step `snapshot bucket`.
-    """
-    ends = CELL_ENDS.unpack_from(data, SALT_BYTES + CELL_ENDS_AT)
-    start = ends[cell - 1] if cell else 0
-    records = data[RECORDS_AT + start * RECORD_BYTES : RECORDS_AT + ends[cell] * RECORD_BYTES]
-    at = SALT_BYTES + CELL_HASHES_AT + cell * HASH_BYTES
-    if _sha256(CELL_DOMAIN + data[:SALT_BYTES] + records).digest() != data[at : at + HASH_BYTES]:
-        raise AuthenticationFailed(f"cell {cell} of a bucket was changed", step="snapshot bucket")
-    return records
+
+def _changed(bucket: int) -> AuthenticationFailed:
+    return AuthenticationFailed(f"bucket {bucket} was changed", step="snapshot bucket")
 
 
 def head_bytes(header_length: int, signatures: int) -> int:
