@@ -1,4 +1,4 @@
-"""`snapshot show|verify|lookup|diff|merge`: the signed limits this gateway goes by."""
+"""`snapshot show|verify|lookup|diff|merge|fetch`: the signed limits this gateway goes by."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
 from pos_gateway.cli.terminal import Json, emit, telling
 from pos_gateway.errors import InvalidInput, NotFound, Unavailable
 from pos_gateway.gateway.config import Home
-from pos_gateway.gateway.feed import stored_snapshots, trusted_limit_keys
-from pos_gateway.gateway.identity import load_enrolment
+from pos_gateway.gateway.feed import SnapshotFeed, stored_snapshots, trusted_limit_keys
+from pos_gateway.gateway.fetcher import FolderRepository, HttpsRepository, Repository
+from pos_gateway.gateway.identity import Enrolled, load_enrolment, load_identity
+from pos_gateway.gateway.journal import Journal
+from pos_gateway.gateway.local_client import ask
+from pos_gateway.gateway.program import now_unix_ms
 from pos_gateway.limits.builder import Progress
 from pos_gateway.limits.delta import changed_records
 from pos_gateway.limits.header import MAX_HEADER_BYTES, check_meant_for, explain_freshness, freshness
@@ -156,6 +160,68 @@ def merge(
         unfinished.unlink(missing_ok=True)
     data = {"version": header.version, "count": header.count, "root": header.root.hex(), "file": str(out)}
     emit(data, f"Limits {header.version} with {header.count} tokens: {out}", as_json=as_json)
+
+
+@app.command()
+def fetch(
+    folder: Annotated[
+        Path | None,
+        typer.Option("--from", help="The issuer's repository, on a stick or a disk.", file_okay=False),
+    ] = None,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """Take newer limits from the ledger, or from a folder; with the gateway running or not."""
+    place = Home(home)
+    enrolled = load_enrolment(place.enrolment)
+    running = _runs(place)
+    if running and folder is not None:
+        data = ask(place, "POST", "/v1/limits", {"folder": str(folder.absolute())})
+    elif running:
+        data = ask(place, "POST", "/v1/synchronise", {})
+        emit(data, "The running gateway fetches them: see pos-gateway gateway status.", as_json=as_json)
+        return
+    else:
+        data = _fetch(place, enrolled, folder)
+    text = f"Limits {data['version']} are in use." if data["changed"] else "The limits here are the newest."
+    emit(data, text, as_json=as_json)
+
+
+def _runs(place: Home) -> bool:
+    try:
+        ask(place, "GET", "/v1/status")
+    except Unavailable:
+        return False
+    return True
+
+
+def _fetch(place: Home, enrolled: Enrolled, folder: Path | None) -> dict[str, Any]:
+    """What the gateway would do, in its place."""
+    source: Repository
+    if folder is not None:
+        source = FolderRepository(folder)
+    else:
+        source = HttpsRepository(enrolled.ledger_url, enrolled.certificate_fingerprint)
+    place.create()
+    key = load_identity(place.identity_key)
+    with (
+        Journal.open(place.journal, gateway_key=key, gateway_id=enrolled.enrolment.gateway_id) as journal,
+        telling("fetched") as tell,
+    ):
+        feed = SnapshotFeed(
+            place.snapshots,
+            journal,
+            enrolled.enrolment,
+            clock=now_unix_ms,
+            listener=lambda progress: tell(progress.done, progress.total) if progress else None,
+        )
+        feed.load()
+        try:
+            changed = feed.refresh(source)
+        finally:
+            feed.close()
+        limits = feed.current()
+    return {"changed": changed, "version": limits.version if limits else None}
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Final
 from uuid import UUID
 
@@ -60,6 +61,8 @@ def status(
         },
         "snapshot": _snapshot(feed.current(), now_unix_ms),
         "snapshot_problem": feed.last_error.reason if feed.last_error else "",
+        "snapshot_advice": feed.last_error.advice if feed.last_error else "",
+        "snapshot_progress": asdict(feed.progress) if feed.progress else None,
         "journal": {"sequence": journal.last_sequence},
         "refused": [
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -11,11 +12,14 @@ from tuf.api.metadata import Metadata, Root
 
 from pos_gateway.distribution import key_id
 from pos_gateway.enrolment import Enrolment, Merchant
+from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.journal import Journal
 from pos_gateway.limits.builder import build_snapshot
 from pos_gateway.limits.header import RiskPolicy, SnapshotTerms
+from pos_gateway.limits.layers import Layers
 from pos_gateway.limits.record import LimitRecord, Status
 from tests.gateway.issuer import LIMIT_KEY, NOW_UNIX_S, make_root
-from tests.gateway.journalling import GATEWAY_ID
+from tests.gateway.journalling import GATEWAY_ID, NOW_UNIX_MS
 
 SIGNER = LIMIT_KEY.private
 TOKEN_KEY = bytes(range(16))
@@ -80,3 +84,25 @@ def snapshot(
         {key_id(signer.public_key()): signer for signer in signers},
     )
     return out.getvalue()
+
+
+def new_feed(folder: Path, journal: Journal, **changes: Any) -> SnapshotFeed:
+    """A feed at the time of `NOW_UNIX_MS`, which may fill the disk to the last byte."""
+    settings: dict[str, Any] = {
+        "enrolment": enrolment(),
+        "clock": lambda: NOW_UNIX_MS,
+        "keep_free_bytes": 0,
+    }
+    return SnapshotFeed(folder, journal, **{**settings, **changes})
+
+
+def ceiling(current: Layers | None, token_key: bytes = TOKEN_KEY) -> int:
+    assert current is not None
+    found, _ = current.lookup(token_key)
+    assert found is not None
+    return found.ceiling
+
+
+def names(folder: Path) -> set[str]:
+    """What a feed keeps beside its metadata."""
+    return {path.name for path in folder.iterdir() if path.name != "metadata"}

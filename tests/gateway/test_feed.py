@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,76 +21,19 @@ from pos_gateway.errors import (
 from pos_gateway.gateway.feed import Progress, SnapshotFeed, stored_files
 from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.journal import Journal
-from pos_gateway.limits.layers import Layers
 from pos_gateway.records import Kind
 from tests.gateway.issuer import NOW_UNIX_S, Issuer, head_of
-from tests.gateway.journalling import NOW_UNIX_MS, open_journal
 from tests.gateway.ledger_stub import LedgerStub
-from tests.gateway.snapshots import TOKEN_KEY, enrolment, record, snapshot
+from tests.gateway.snapshots import ceiling, names, new_feed, record, snapshot
 
 FOREIGN_KEY = Ed25519PrivateKey.from_private_bytes(b"\x09" * 32)
 OTHER_TOKEN = bytes(range(1, 17))
-
-
-@pytest.fixture
-def journal(tmp_path: Path) -> Iterator[Journal]:
-    with open_journal(tmp_path / "journal.sqlite3") as journal:
-        yield journal
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "snapshots"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
-def feed(folder: Path, journal: Journal) -> Iterator[SnapshotFeed]:
-    feed = new_feed(folder, journal)
-    yield feed
-    feed.close()
-
-
-@pytest.fixture
-def issuer(tmp_path: Path) -> Issuer:
-    return Issuer(tmp_path / "repository")
-
-
-@pytest.fixture
-def repository(issuer: Issuer) -> FolderRepository:
-    return FolderRepository(issuer.folder)
-
-
-@pytest.fixture
-async def ledger(tmp_path: Path, issuer: Issuer) -> AsyncIterator[LedgerStub]:
-    stub = LedgerStub()
-    stub.repository = issuer.folder
-    async with stub.serving(tmp_path):
-        yield stub
-
-
-def new_feed(folder: Path, journal: Journal, keep_free_bytes: int = 0) -> SnapshotFeed:
-    return SnapshotFeed(
-        folder, journal, enrolment(), clock=lambda: NOW_UNIX_MS, keep_free_bytes=keep_free_bytes
-    )
 
 
 def loaded(folder: Path, journal: Journal) -> SnapshotFeed:
     feed = new_feed(folder, journal)
     feed.load()
     return feed
-
-
-def ceiling(current: Layers | None, token_key: bytes = TOKEN_KEY) -> int:
-    assert current is not None
-    found, _ = current.lookup(token_key)
-    assert found is not None
-    return found.ceiling
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir() if path.name != "metadata"}
 
 
 MANY = [record(1, number.to_bytes(16, "big")) for number in range(2000)]
