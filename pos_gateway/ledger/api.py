@@ -194,7 +194,8 @@ async def _repository_file(request: web.Request) -> web.StreamResponse:
     folder = request.app[_LEDGER].repository.folder / request.match_info["kind"]
     path = folder / request.match_info["name"]
     if not await asyncio.to_thread(path.is_file):
-        raise NotFound("there is no such file in the repository")
+        # Every gateway asks for the next root until there is one: that is no news for the log.
+        return _error(404, "not_found", "there is no such file in the repository")
     return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
 
 

@@ -7,6 +7,7 @@ what the server signs by itself is signed anew.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -212,7 +213,8 @@ class Ceremony:
         """
         with self._repository.exclusive():
             root = self._repository.root()
-            draft = self._read_draft(root) or Metadata(Root.from_dict(root.signed.to_dict()))
+            # Deep: python-tuf's own copies by way of dictionaries share their lists of key ids.
+            draft = self._read_draft(root) or Metadata(copy.deepcopy(root.signed))
             change(draft.signed)
             draft.signed.version = root.signed.version + 1
             draft.signed.expires = self._now() + timedelta(seconds=self._lives().root_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
@@ -79,7 +80,7 @@ class Issuer:
     def rotate(self, change: Any, *signers: SigningKey) -> None:
         """A new root, signed by the root key and `signers`; the rest is signed anew with what is here."""
         root = self.repository.root()
-        new = Metadata(Root.from_dict(root.signed.to_dict()))
+        new = Metadata(copy.deepcopy(root.signed))
         change(new.signed)
         new.signed.version += 1
         sign_metadata(new, [*KEYS[Role.ROOT], *signers])

@@ -6,6 +6,7 @@ In each of these the limits in use stay in use, and the reason stands in `last_e
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -299,7 +300,7 @@ def test_a_root_that_the_old_root_did_not_sign_is_refused(
     signers: list[SigningKey], feed: SnapshotFeed, issuer: Issuer, repository: FolderRepository
 ) -> None:
     in_use(feed, issuer, repository)
-    new = Metadata(Root.from_dict(issuer.repository.root().signed.to_dict()))
+    new = Metadata(copy.deepcopy(issuer.repository.root().signed))
     add_key(new.signed, fixed_key(Role.ROOT, 2).public)
     new.signed.version += 1
     sign_metadata(new, signers)
