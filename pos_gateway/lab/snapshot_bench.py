@@ -41,6 +41,7 @@ Say = Callable[[str], None]
 T = TypeVar("T")
 
 _SLICE: Final = 1 << 18
+_SLICES_OF_A_BATCH: Final = 16
 _CHANGED_SHARE: Final = 100
 _PAGE: Final = 4096
 _ROUNDS: Final = 10
@@ -389,13 +390,13 @@ class Population:
             yield rows[places].tobytes()
 
     def some_keys(self, count: int, random: Random) -> list[bytes]:
-        """Keys all over the file, in random order."""
-        slices = [random.randrange(self._slices) for _ in range(min(count, 16))]
+        """Keys from places all over the file, in random order."""
+        slices = random.sample(range(self._slices), min(count, self._slices, _SLICES_OF_A_BATCH))
         keys: list[bytes] = []
         for number in slices:
             rows, _ = self._slice(number)
-            for place in random.sample(range(len(rows)), min(len(rows), -(-count // len(slices)))):
-                keys.append(rows[place].tobytes()[:TOKEN_KEY_BYTES])
+            places = random.choices(range(len(rows)), k=-(-count // len(slices)))
+            keys += [rows[place].tobytes()[:TOKEN_KEY_BYTES] for place in places]
         random.shuffle(keys)
         return keys[:count]
 
