@@ -41,6 +41,7 @@ Say = Callable[[str], None]
 T = TypeVar("T")
 
 _SLICE: Final = 1 << 18
+_SLICES_OF_A_BATCH: Final = 16
 _CHANGED_SHARE: Final = 100
 _PAGE: Final = 4096
 _ROUNDS: Final = 10
@@ -191,8 +192,12 @@ class _Bench:
         """Warm, then cold; lookup, raw read, LMDB in turns."""
         data: dict[str, Any] = {}
         size = path.stat().st_size
-        descriptor = os.open(path, os.O_RDONLY)
         rows = table / "data.mdb"
+        descriptor = os.open(path, os.O_RDONLY)
+
+        def raw(at: int) -> bytes:
+            return os.pread(descriptor, _PAGE, at)
+
         try:
             for state in ("warm", "cold"):
                 self._say(f"lookups, {state}")
@@ -203,18 +208,21 @@ class _Bench:
                 if not cold:
                     _read_all(path)
                     _read_all(rows)
-                for _ in range(_ROUNDS):
-                    keys = self._population.some_keys(batch, self._random)
-                    offsets = [self._random.randrange(max(1, size // _PAGE)) * _PAGE for _ in range(batch)]
-                    if cold:
-                        _drop(path)
-                    times["verified"] += _each(lookup, keys)
-                    if cold:
-                        _drop(path)
-                    times["raw_pread"] += _each(lambda at: os.pread(descriptor, _PAGE, at), offsets)
-                    if cold:
-                        _drop(rows)
-                    times["lmdb"] += _lmdb_lookups(table, keys, warm=not cold)
+                with _Lmdb(table, reopen=cold) as store:
+                    for _ in range(_ROUNDS):
+                        keys = self._population.some_keys(batch, self._random)
+                        offsets = [self._random.randrange(max(1, size // _PAGE)) * _PAGE for _ in keys]
+                        for name, call, arguments in (
+                            ("verified", lookup, keys),
+                            ("raw_pread", raw, offsets),
+                            ("lmdb", store.get, keys),
+                        ):
+                            if cold:
+                                store.close()
+                                _drop(path)
+                                _drop(rows)
+                                store.open()
+                            times[name] += _each(call, arguments)
                 data[state] = {name: _percentiles(values) for name, values in times.items()}
                 for other in ("raw_pread", "lmdb"):
                     data[state][f"ratio_to_{other}"] = {
@@ -382,13 +390,13 @@ class Population:
             yield rows[places].tobytes()
 
     def some_keys(self, count: int, random: Random) -> list[bytes]:
-        """Keys all over the file, in random order."""
-        slices = [random.randrange(self._slices) for _ in range(min(count, 16))]
+        """Keys from places all over the file, in random order."""
+        slices = random.sample(range(self._slices), min(count, self._slices, _SLICES_OF_A_BATCH))
         keys: list[bytes] = []
         for number in slices:
             rows, _ = self._slice(number)
-            for place in random.sample(range(len(rows)), min(len(rows), -(-count // len(slices)))):
-                keys.append(rows[place].tobytes()[:TOKEN_KEY_BYTES])
+            places = random.choices(range(len(rows)), k=-(-count // len(slices)))
+            keys += [rows[place].tobytes()[:TOKEN_KEY_BYTES] for place in places]
         random.shuffle(keys)
         return keys[:count]
 
@@ -424,6 +432,37 @@ def _change(rows: npt.NDArray[np.void], places: npt.NDArray[np.int64]) -> None:
     rows["sequence"][places] += 1
 
 
+class _Lmdb:
+    """Reads without any verification. Opened anew where it shall be cold, since pages that are mapped cannot
+    be dropped from the cache; kept open where it shall be warm, since a new mapping faults on each page."""
+
+    def __init__(self, folder: Path, *, reopen: bool) -> None:
+        self._folder = folder
+        self._reopen = reopen
+        self.open()
+
+    def get(self, key: bytes) -> object:
+        return self._transaction.get(key)
+
+    def open(self) -> None:
+        self._environment = lmdb.open(str(self._folder), readonly=True, lock=False, readahead=False)
+        self._transaction = self._environment.begin()
+        if not self._reopen:
+            with self._transaction.cursor() as cursor:
+                for _ in cursor.iternext(keys=True, values=False):
+                    pass
+
+    def close(self) -> None:
+        self._transaction.abort()
+        self._environment.close()
+
+    def __enter__(self) -> _Lmdb:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+
 class _Head(io.BytesIO):
     """Keeps the head of a file, which is written last and at its beginning, and lets the body go."""
 
@@ -457,18 +496,6 @@ def _resident_growth(path: Path, public: dict[str, bytes], keys: list[bytes]) ->
 def _resident_bytes() -> int:
     fields = Path("/proc/self/statm").read_text().split()
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _lmdb_lookups(folder: Path, keys: list[bytes], *, warm: bool) -> list[float]:
-    """Opened anew, since pages that are mapped cannot be dropped from the cache."""
-    with lmdb.open(str(folder), readonly=True, lock=False, readahead=False) as environment:
-        if warm:
-            # A new mapping faults on every page first; a gateway would have it behind it.
-            with environment.begin(buffers=True) as transaction:
-                for key in keys:
-                    transaction.get(key)
-        with environment.begin() as transaction:
-            return _each(transaction.get, keys)
 
 
 def _each(call: Callable[[Any], object], arguments: list[Any]) -> list[float]:

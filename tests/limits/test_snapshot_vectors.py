@@ -7,14 +7,18 @@ is a change of the format and needs a new format number.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from pos_gateway.limits.delta import changed_records
+from pos_gateway.limits.merge import Merge
 from pos_gateway.limits.proof import prove, verify_proof
 from pos_gateway.limits.record import LimitRecord, Status, token_key
 from pos_gateway.limits.snapshot import Snapshot, SnapshotHeader
@@ -80,6 +84,32 @@ def test_the_token_key_vector() -> None:
     vector = VECTORS["token_key"]
     secret = bytes.fromhex(vector["secret"])
     assert token_key(secret, vector["pan"], vector["psn"]).hex() == vector["token_key"]
+
+
+def updated() -> tuple[list[LimitRecord], bytes, bytes]:
+    """The records of version 8, the delta that leads to them from `small`, and version 8 whole."""
+    _, one, two, new = numbered(4)
+    records = [numbered(1)[0], one._replace(ceiling=150_000, sequence=4), new]
+    records.append(two._replace(ceiling=0, status=Status.CLOSED))
+    terms = replace(TERMS, version=8, nonce=b"\x08" * 16)
+    changes = changed_records(sorted(numbered(3)), sorted([*records[:3]]))
+    delta = built(changes, terms=replace(terms, base_version=7), signers=SIGNERS)
+    return records, delta, built(records, terms=terms, signers=SIGNERS)
+
+
+def test_the_update_vector() -> None:
+    vector, keys = VECTORS["update"], {key_id: key.public_key() for key_id, key in SIGNERS.items()}
+    records, delta, whole = updated()
+    assert delta.hex() == vector["delta"]
+    assert opened(whole, keys=keys).head.hex() == vector["head"]
+    base, file = bytes.fromhex(VECTORS["small"]["file"]), io.BytesIO()
+    over = opened(bytes.fromhex(vector["delta"]), keys=keys)
+    Merge(opened(base, keys=keys), over, bytes.fromhex(vector["head"]), keys, 2, file).run()
+    assert file.getvalue() == whole
+    assert hashlib.sha256(whole).hexdigest() == vector["merged"]
+    assert read_again(whole)[1] == [record.to_bytes() for record in sorted(records)]
+    listed = [LimitRecord.from_bytes(record) for record in read_again(delta)[1]]
+    assert listed == sorted(records[1:])
 
 
 @pytest.mark.parametrize("name", ["small", "deep"])
