@@ -70,13 +70,6 @@ class CaKey(_Shape):
     expires: str | None = None
 
 
-class SnapshotKey(_Shape):
-    """An Ed25519 key that may sign limit snapshots."""
-
-    id: str
-    public_key: Base64
-
-
 class Merchant(_Shape):
     id: str = Field(max_length=15)
     name: str
@@ -97,8 +90,10 @@ class Enrolment(_Shape):
     issuer: str
     currency: str
     country_numeric: int
-    snapshot_keys: tuple[SnapshotKey, ...]
-    snapshot_threshold: int = Field(ge=1)
+    enrolled_unix_s: int = Field(ge=0, description="the ledger's time; no clock can be right before it")
+    trusted_root: Base64 = Field(
+        description="TUF root metadata: whose signatures count, on limits and on the repository"
+    )
     token_key_epoch: int
     token_key_secret: Base64 = Field(repr=False)
     ca_keys: tuple[CaKey, ...]

@@ -53,6 +53,10 @@ class Kind(Enum):
     DECLINE = "decline"
     ACKNOWLEDGEMENT = "acknowledgement"
     SNAPSHOT_ACTIVATION = "snapshot_activation"
+    TRUST_ROTATION = "trust_rotation"
+    """A new root was followed: other keys count from here on."""
+    CLOCK_CONFIRMATION = "clock_confirmation"
+    """A manager says that the clock is right, although it lies behind what was recorded before."""
 
     @property
     def presented(self) -> bool:

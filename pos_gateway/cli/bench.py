@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pos_gateway.cli.terminal import Json, emit
+from pos_gateway.lab.snapshot_bench import bench_snapshot
 from pos_gateway.lab.tap_bench import bench_tap
 
 app = typer.Typer(no_args_is_help=True, help="Measure, side by side with the bare cost.")
@@ -30,6 +32,45 @@ def tap(
     share to the RSA checks and one durable append alone."""
     data = bench_tap(taps, folder)
     emit(data, _text(data), as_json=as_json)
+
+
+@app.command()
+def snapshot(
+    tokens: Annotated[
+        int, typer.Option(min=1000, max=200_000_000, help="How many tokens it holds.")
+    ] = 1_000_000,
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="Where the files lie, about 230 bytes a token.", exists=True, file_okay=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The limit snapshot: build, open, verified lookups cold and warm, delta, merge, memory; beside raw
+    reads, LMDB and hashing the file."""
+    data = bench_snapshot(tokens, directory, lambda text: print(text, file=sys.stderr, flush=True))
+    emit(data, _snapshot_text(data), as_json=as_json)
+
+
+def _snapshot_text(data: dict[str, Any]) -> str:
+    build, opening, merge = data["build"], data["open"], data["merge"]
+    lines = [
+        f"{data['tokens']} tokens, {data['bytes_per_token']} bytes each",
+        f"built in {build['seconds']} s, {build['records_per_second']} records/s",
+        f"opens in {opening['open_us']['p50']} µs (hashing the file: {opening['hash_whole_file_ms']} ms)",
+    ]
+    for state in ("warm", "cold"):
+        found = data["lookup"][state]
+        for name in ("verified", "raw_pread", "lmdb"):
+            lines.append(f"{state:5}{name:12} p50 {found[name]['p50']:>9} µs  p99 {found[name]['p99']:>9} µs")
+    lines += [
+        f"delta of {data['delta']['records']} changes active in "
+        f"{data['delta']['activation']['all_nodes_loaded_ms']['p50']} ms",
+        f"merged in {merge['seconds']} s, {merge['records_per_second']} records/s",
+    ]
+    for name, target in data["targets"].items():
+        sign = "✓" if target["met"] else "✕"
+        lines.append(f"{sign} {name}: {target['measured']} (aim: ≤ {target['at_most']})")
+    return "\n".join(lines)
 
 
 def _text(data: dict[str, Any]) -> str:

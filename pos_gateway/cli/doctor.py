@@ -13,7 +13,7 @@ from typing import Final
 import typer
 
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
-from pos_gateway.cli.snapshot import opened
+from pos_gateway.cli.snapshot import in_use
 from pos_gateway.cli.terminal import EXIT_NO, Json, emit
 from pos_gateway.errors import PosGatewayError, ReaderUnavailable
 from pos_gateway.gateway.config import Home, load_applications, load_settings
@@ -22,7 +22,8 @@ from pos_gateway.gateway.journal import JournalReader
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.local_client import ask
 from pos_gateway.gateway.readers.pcsc import list_readers
-from pos_gateway.limits.header import Freshness, explain_freshness, freshness
+from pos_gateway.limits.header import Freshness
+from pos_gateway.records import Kind
 
 _LITTLE_DISK_BYTES: Final = 512 * 1024 * 1024
 _LATEST_RECORDS: Final = 200
@@ -143,7 +144,8 @@ def _clock(home: Home) -> Finding:
         return Finding(
             Health.FAIL,
             f"{latest_unix_s - now_unix_s} s behind what was already recorded",
-            "set the clock (timedatectl), or give the board a battery for its clock",
+            "set the clock (timedatectl); if it is right, the manager confirms it: pos-gateway gateway "
+            "confirm-time; a board without a battery for its clock should get one",
         )
     try:
         enrolled = load_enrolment(home.enrolment)
@@ -163,16 +165,19 @@ def _latest_recorded_unix_s(home: Home) -> int:
         return 0
     with JournalReader.open(home.journal) as journal:
         after = max(0, journal.last_sequence - _LATEST_RECORDS)
-        times = [record.facts().get("at_unix_ms", 0) for record in journal.records(after, _LATEST_RECORDS)]
-    return max(times, default=0) // 1000
+        latest_unix_ms = 0
+        for record in journal.records(after, _LATEST_RECORDS):
+            at_unix_ms = record.facts().get("at_unix_ms", 0)
+            confirmed = record.kind is Kind.CLOCK_CONFIRMATION
+            latest_unix_ms = at_unix_ms if confirmed else max(latest_unix_ms, at_unix_ms)
+    return latest_unix_ms // 1000
 
 
 def _snapshot(home: Home) -> Finding:
-    with opened(home.path, None) as snapshot:
-        header = snapshot.header
     now_unix_s = int(time.time())
-    text = explain_freshness(header, now_unix_s)
-    match freshness(header, now_unix_s):
+    with in_use(home.path) as limits:
+        text, fresh = limits.explain(now_unix_s), limits.freshness(now_unix_s)
+    match fresh:
         case Freshness.FRESH:
             return Finding(Health.OK, text)
         case Freshness.STALE:

@@ -1,9 +1,10 @@
-"""`gateway serve|enroll|status|synchronise`: the shop's side."""
+"""`gateway serve|enroll|status|synchronise|confirm-time`: the shop's side."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import typer
@@ -84,6 +85,31 @@ def synchronise(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None
     emit(ask(Home(home), "POST", "/v1/synchronise", {}), "Synchronising.", as_json=as_json)
 
 
+@app.command("confirm-time")
+def confirm_time(
+    at: Annotated[
+        datetime | None, typer.Option("--time", help="The right time, UTC; asked for if not said.")
+    ] = None,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """For the manager: say that the clock is right, although it lies behind what was recorded before.
+
+    Until then nothing is approved. It is journalled. The gateway must be running.
+    """
+    if at is None:
+        now = datetime.now(UTC)
+        typer.confirm(
+            f"This machine's clock says {now:%Y-%m-%d %H:%M} UTC. Have you compared it with another clock, "
+            "and is it right?",
+            abort=True,
+        )
+        at = now
+    time_unix_ms = int(at.replace(tzinfo=UTC).timestamp() * 1000)
+    data = ask(Home(home), "POST", "/v1/clock", {"time_unix_ms": time_unix_ms})
+    emit(data, "The time is confirmed, and journalled.", as_json=as_json)
+
+
 def _text(data: dict[str, Any]) -> str:
     line, queue, snapshot = data["line"], data["queue"], data["snapshot"]
     up = {True: "up", False: f"down ({line['problem']})", None: "not tried yet"}[line["up"]]
@@ -96,8 +122,10 @@ def _text(data: dict[str, Any]) -> str:
     if queue["oldest_at_unix_ms"]:
         age_s = int(time.time()) - queue["oldest_at_unix_ms"] // 1000
         lines.append(f"  the oldest has waited {age_s} s")
+    if progress := data["snapshot_progress"]:
+        lines.append(f"  under way: {progress['what']}, {progress['done']} of {progress['total']}")
     if data["snapshot_problem"]:
-        lines.append(f"  limits were refused: {data['snapshot_problem']}")
+        lines.append(f"  limits were refused: {data['snapshot_problem']} ({data['snapshot_advice']})")
     lines += [
         f"  {lane['name']}: {lane['reader']}{' (busy)' if lane['busy'] else ''}" for lane in data["lanes"]
     ]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from pos_gateway.cli.ledger_keys import app as keys_app
 from pos_gateway.cli.places import LEDGER_HOME, LedgerHome
 from pos_gateway.cli.terminal import Json, announce, emit, emit_rows
 from pos_gateway.enrolment import Merchant
@@ -16,6 +17,7 @@ from pos_gateway.errors import Conflict, InvalidInput
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
 from pos_gateway.ledger.api import serve as serve_ledger
 from pos_gateway.ledger.ledger import Ledger
+from pos_gateway.ledger.publisher import PublishedSnapshot
 from pos_gateway.money import Currency, Money, currency
 
 app = typer.Typer(no_args_is_help=True, help="Run the issuer's central ledger.")
@@ -27,6 +29,7 @@ app.add_typer(account_app, name="account")
 app.add_typer(token_app, name="token")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(gateway_app, name="gateway")
+app.add_typer(keys_app, name="keys")
 
 DEFAULT_PORT: Final = 8160
 
@@ -160,11 +163,47 @@ def unblock_token(token_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json =
     _set_status(token_id, TokenStatus.ACTIVE, home, as_json=as_json)
 
 
+@snapshot_app.command("prepare")
+def prepare_snapshot(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Decide the next limits and build their files, to be signed on other machines."""
+    with Ledger.open(home) as ledger:
+        prepared = ledger.prepare_snapshot()
+    data = {"version": prepared.version, "count": prepared.record_count, "request": str(prepared.request)}
+    emit(
+        data,
+        f"Limits {prepared.version} of {prepared.record_count} tokens are on record and wait to be signed:\n"
+        f"  pos-gateway ledger keys sign {prepared.request} --key …\n  pos-gateway ledger snapshot release",
+        as_json=as_json,
+    )
+
+
+@snapshot_app.command("release")
+def release_snapshot(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Let prepared limits out once enough keys have signed. Says what is still to be signed."""
+    with Ledger.open(home) as ledger:
+        published = ledger.release_snapshot()
+    _emit_published(published, as_json=as_json)
+
+
 @snapshot_app.command("publish")
 def publish_snapshot(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
-    """Publish limits for every token, signed."""
+    """Publish limits for every token, signed: prepare, sign and release in one, if all keys are here."""
     with Ledger.open(home) as ledger:
         published = ledger.publish()
+    _emit_published(published, as_json=as_json)
+
+
+@snapshot_app.command("renew")
+def renew_metadata(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Sign anew that the newest limits are the newest. `ledger serve` does it every hour; this is for a
+    repository that something else serves."""
+    with Ledger.open(home) as ledger:
+        ledger.ceremony.renew()
+        folder = ledger.repository.folder
+    emit({"repository": str(folder)}, f"The metadata in {folder} is signed anew.", as_json=as_json)
+
+
+def _emit_published(published: PublishedSnapshot, *, as_json: bool) -> None:
     data = {
         "version": published.version,
         "count": published.record_count,

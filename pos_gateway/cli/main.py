@@ -16,7 +16,18 @@ from pos_gateway.cli.terminal import fail
 from pos_gateway.errors import PosGatewayError
 from pos_gateway.redaction import redact_event
 
-NOUNS: Final = ("gateway", "payment", "journal", "snapshot", "reader", "card", "ledger", "bench", "doctor")
+NOUNS: Final = (
+    "gateway",
+    "payment",
+    "journal",
+    "snapshot",
+    "proof",
+    "reader",
+    "card",
+    "ledger",
+    "bench",
+    "doctor",
+)
 """Each is a module beside this one, with an `app`."""
 
 

@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any, Final
 
 import typer
@@ -36,6 +38,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and no
 
 EXIT_NO: Final = 1
 EXIT_INTERNAL: Final = 70
+
+_TELL_EVERY_S: Final = 1.0
 
 _EXIT_CODES: Final[tuple[tuple[type[PosGatewayError], int], ...]] = (
     (InvalidInput, 3),
@@ -88,3 +92,17 @@ def fail(error: PosGatewayError, *, as_json: bool) -> int:
 def announce(data: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     """What a server says once it is ready: told at once, even into a pipe."""
     print(json.dumps(data, ensure_ascii=False) if as_json else text, flush=True)
+
+
+@contextmanager
+def telling(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Progress of long work, on stderr, at most once a second: nothing is said of what is short."""
+    told = time.monotonic()
+
+    def tell(done: int, of: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= _TELL_EVERY_S:
+            told = time.monotonic()
+            print(f"{what} {done} of {of} ({100 * done // max(of, 1)} %)", file=sys.stderr, flush=True)
+
+    yield tell

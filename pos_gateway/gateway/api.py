@@ -6,6 +6,8 @@
     GET    /v1/payments/{id}/events   server-sent events until it is final
     GET    /v1/status                 lanes, line, queue, snapshot
     POST   /v1/synchronise            present the queue and fetch limits now
+    POST   /v1/limits                 {"folder"} → take newer limits from a folder, like a stick
+    POST   /v1/clock                  {"time_unix_ms"} → a manager says that the clock is right
     GET    /v1/events                 server-sent events: `payment` and `status`
     GET    /                          the page
 
@@ -20,7 +22,8 @@ import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, TypeVar
 from uuid import UUID
 
 import structlog
@@ -29,6 +32,7 @@ from aiohttp.typedefs import Handler, Middleware
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pos_gateway.errors import (
+    AuthenticationFailed,
     Conflict,
     InvalidInput,
     InvalidMessage,
@@ -56,6 +60,9 @@ class Parts:
     hub: Hub
     status: Callable[[], dict[str, Any]]
     synchronise: Callable[[], None]
+    fetch_limits: Callable[[Path], dict[str, Any]]
+    confirm_clock: Callable[[int], dict[str, Any]]
+    """These two block: they are called in a thread."""
     host_names: tuple[str, ...] = LOOPBACK_NAMES
 
 
@@ -66,6 +73,21 @@ class StartPayment(BaseModel):
     amount_minor: int
     currency: str
     lane: str | None = None
+
+
+class LimitsFrom(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    folder: str = Field(min_length=1, max_length=4096, description="absolute path on this machine")
+
+
+class ClockIsRight(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    time_unix_ms: int = Field(ge=0, lt=1 << 48, description="what the manager reads elsewhere")
+
+
+_Shape = TypeVar("_Shape", bound=BaseModel)
 
 
 def build_app(parts: Parts) -> web.Application:
@@ -118,6 +140,14 @@ def build_app(parts: Parts) -> web.Application:
         parts.synchronise()
         return _json({"started": True}, status=202)
 
+    async def fetch_limits(request: web.Request) -> web.Response:
+        wanted = await _body(request, LimitsFrom)
+        return _json(await asyncio.to_thread(parts.fetch_limits, Path(wanted.folder)))
+
+    async def confirm_clock(request: web.Request) -> web.Response:
+        told = await _body(request, ClockIsRight)
+        return _json(await asyncio.to_thread(parts.confirm_clock, told.time_unix_ms))
+
     app.add_routes(
         [
             web.post("/v1/payments", start),
@@ -126,6 +156,8 @@ def build_app(parts: Parts) -> web.Application:
             web.get("/v1/payments/{id}/events", watch_payment),
             web.get("/v1/status", status),
             web.post("/v1/synchronise", synchronise),
+            web.post("/v1/limits", fetch_limits),
+            web.post("/v1/clock", confirm_clock),
             web.get("/v1/events", watch_all),
         ]
     )
@@ -161,7 +193,7 @@ async def _stream(
                 return response
 
 
-async def _body(request: web.Request, shape: type[StartPayment]) -> StartPayment:
+async def _body(request: web.Request, shape: type[_Shape]) -> _Shape:
     try:
         return shape.model_validate_json(await request.read())
     except ValidationError as error:
@@ -221,7 +253,7 @@ async def _errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def _status_of(error: PosGatewayError) -> int:
     match error:
-        case InvalidInput():
+        case InvalidInput() | AuthenticationFailed():
             return 400
         case NotFound():
             return 404

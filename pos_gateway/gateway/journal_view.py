@@ -37,14 +37,16 @@ class JournalView:
     """The journal at one moment, as the decision and the page want it.
 
     `exposure`: presented kinds without an acknowledgement. `latest_at_unix_ms`: the latest time any
-    record carries; a clock behind it is not to be trusted. `snapshot_version`: the highest version ever
-    activated, 0 before the first.
+    record carries since the clock was last confirmed; a clock behind it is not to be trusted.
+    `snapshot_version`: the highest version ever activated, 0 before the first. `root_version`: the
+    highest TUF root ever followed, 0 before the first that was not in the enrolment.
     """
 
     last_sequence: int = 0
     exposure: Exposure = NO_EXPOSURE
     latest_at_unix_ms: int = 0
     snapshot_version: int = 0
+    root_version: int = 0
     last_acknowledged_at_unix_ms: int | None = None
     refused: tuple[Refusal, ...] = ()
 
@@ -65,6 +67,7 @@ class RunningView:
         self._amount_minor = 0
         self._latest_at_unix_ms = 0
         self._snapshot_version = 0
+        self._root_version = 0
         self._last_acknowledged_at_unix_ms: int | None = None
         self._intervals: dict[str, list[tuple[int, int, bytes]]] = {}
         self._refused: dict[bytes, Refusal] = {}
@@ -76,7 +79,7 @@ class RunningView:
         """Take in the next record; its facts have passed `check_facts` when it was written."""
         self._last_sequence = sequence
         at_unix_ms: int = facts["at_unix_ms"]
-        if at_unix_ms > self._latest_at_unix_ms:
+        if at_unix_ms > self._latest_at_unix_ms or kind is Kind.CLOCK_CONFIRMATION:
             self._latest_at_unix_ms = at_unix_ms
         if kind is Kind.AUTHORIZATION:
             amount_minor: int = facts["amount_minor"]
@@ -89,6 +92,8 @@ class RunningView:
             self._acknowledge(about, facts)
         elif kind is Kind.SNAPSHOT_ACTIVATION:
             self._snapshot_version = max(self._snapshot_version, facts["version"])
+        elif kind is Kind.TRUST_ROTATION:
+            self._root_version = max(self._root_version, facts["root_version"])
 
     def value(self) -> JournalView:
         oldest = next(iter(self._queue.values()), None)
@@ -97,6 +102,7 @@ class RunningView:
             exposure=Exposure(len(self._queue), self._amount_minor, oldest.at_unix_ms if oldest else None),
             latest_at_unix_ms=self._latest_at_unix_ms,
             snapshot_version=self._snapshot_version,
+            root_version=self._root_version,
             last_acknowledged_at_unix_ms=self._last_acknowledged_at_unix_ms,
             refused=self._refused_value,
         )
@@ -153,6 +159,8 @@ _FIELDS: Final[dict[Kind, dict[str, type]]] = {
     Kind.DECLINE: {"sale_id": str, "at_unix_ms": int},
     Kind.ACKNOWLEDGEMENT: {"about": str, "verdict": str, "reason": str, "at_unix_ms": int},
     Kind.SNAPSHOT_ACTIVATION: {"version": int, "at_unix_ms": int},
+    Kind.TRUST_ROTATION: {"root_version": int, "at_unix_ms": int},
+    Kind.CLOCK_CONFIRMATION: {"at_unix_ms": int, "high_water_unix_ms": int},
 }
 
 

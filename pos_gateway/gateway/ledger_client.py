@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-import hashlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Self
@@ -23,25 +21,13 @@ from pos_gateway.errors import (
     LedgerUnreachable,
     NotFound,
     PosGatewayError,
-    Unavailable,
 )
+from pos_gateway.gateway.fetcher import HttpsRepository
 from pos_gateway.records import Record, Verdict, parse_object, presentment_body, sign_batch
 
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
-_MAX_SNAPSHOT_BYTES: Final = 16 * 1024**3
 _MAX_REASON_CHARACTERS: Final = 300
-_CHUNK_BYTES: Final = 256 * 1024
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=60, sock_connect=5, sock_read=30)
-_DOWNLOAD_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, sock_connect=5, sock_read=30)
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotOffer:
-    """The newest snapshot the ledger has. Unsigned: it only tells what to fetch."""
-
-    version: int
-    size: int
-    sha256: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +58,7 @@ class LedgerClient:
             self._pin = aiohttp.Fingerprint(certificate_fingerprint)
         except ValueError:
             raise InvalidConfiguration("not a SHA-256 fingerprint", where="ledger certificate") from None
+        self._fingerprint = certificate_fingerprint
         self._url = url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
 
@@ -89,53 +76,10 @@ class LedgerClient:
         """Is it there, and what time does it have?"""
         return _integer(_object(await self._exchange("GET", "/v1/health")), "time_unix_ms")
 
-    async def latest_snapshot(self) -> SnapshotOffer:
-        """
-        Raises:
-            NotFound: nothing has been published yet.
-        """
-        answer = _object(await self._exchange("GET", "/v1/snapshots/latest"))
-        sha256 = answer.get("sha256")
-        try:
-            digest = bytes.fromhex(sha256) if isinstance(sha256, str) else b""
-        except ValueError:
-            digest = b""
-        if len(digest) != 32:
-            raise InvalidMessage("not a SHA-256", where="ledger's answer, field sha256")
-        return SnapshotOffer(_integer(answer, "version"), _integer(answer, "size"), digest)
-
-    async def download(self, offer: SnapshotOffer, write: Callable[[bytes], object]) -> None:
-        """Hand the offered snapshot to `write`, piece by piece, from a worker thread.
-
-        Raises:
-            InvalidMessage: other bytes arrived than were offered.
-            Unavailable: `write` raised an OSError.
-        """
-        if not 0 < offer.size <= _MAX_SNAPSHOT_BYTES:
-            raise InvalidMessage(f"{offer.size} bytes offered", where="ledger's answer, field size")
-        digest, size = hashlib.sha256(), 0
-
-        def take(piece: bytes) -> None:
-            digest.update(piece)
-            try:
-                write(piece)
-            except OSError as error:
-                raise Unavailable(
-                    f"the snapshot cannot be stored: {error.strerror}", advice="check the disk's free space"
-                ) from None
-
-        async with self._answer(
-            "GET", f"/v1/snapshots/{offer.version}", patience=_DOWNLOAD_TIMEOUT
-        ) as answer:
-            async for piece in answer.content.iter_chunked(_CHUNK_BYTES):
-                size += len(piece)
-                if size > offer.size:
-                    raise InvalidMessage(
-                        f"more than the {offer.size} bytes offered", where="snapshot download"
-                    )
-                await asyncio.to_thread(take, piece)
-        if size != offer.size or digest.digest() != offer.sha256:
-            raise InvalidMessage(f"not the {offer.size} bytes offered", where="snapshot download")
+    @property
+    def repository(self) -> HttpsRepository:
+        """The issuer's repository on the same server. It blocks: use it in a thread."""
+        return HttpsRepository(self._url, self._fingerprint)
 
     async def present(
         self, gateway_id: str, records: Sequence[Record], signer: Ed25519PrivateKey
@@ -184,7 +128,6 @@ class LedgerClient:
         path: str,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        patience: aiohttp.ClientTimeout = _TIMEOUT,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """The answer of one request, its status seen to; every failure of the line in one exception."""
         if self._session is None:
@@ -196,7 +139,7 @@ class LedgerClient:
                 data=body,
                 headers={"Content-Type": "application/json", **(headers or {})},
                 ssl=self._pin,
-                timeout=patience,
+                timeout=_TIMEOUT,
                 allow_redirects=False,
             ) as answer:
                 if not 200 <= answer.status < 300:

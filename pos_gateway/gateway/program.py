@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import date, datetime
+from pathlib import Path
 from typing import Any, Final
 
 import structlog
@@ -22,9 +23,11 @@ from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.enrolment import CaKey, Enrolment
 from pos_gateway.errors import InvalidConfiguration, ReaderUnavailable, Unavailable
 from pos_gateway.gateway.api import LOOPBACK_NAMES, Parts, build_app
+from pos_gateway.gateway.clock import confirm_clock
 from pos_gateway.gateway.config import Home, Settings, load_applications, load_settings
 from pos_gateway.gateway.events import Event, Hub
 from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.lane import Lane, PaymentView
@@ -131,6 +134,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
         )
         feed = SnapshotFeed(home.snapshots, journal, enrolment, clock=now_unix_ms)
         await asyncio.to_thread(feed.load)
+        feed.start_merging()
+        stack.callback(feed.close)
         client = await stack.enter_async_context(
             LedgerClient(enrolled.ledger_url, enrolled.certificate_fingerprint)
         )
@@ -169,6 +174,23 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
         stack.callback(lanes.close)
         lanes.start()
 
+        def fetch_limits(folder: Path) -> dict[str, Any]:
+            changed = feed.refresh(FolderRepository(folder))
+            limits = feed.current()
+            return {"changed": changed, "version": limits.version if limits else None}
+
+        def confirm(time_unix_ms: int) -> dict[str, Any]:
+            limits = feed.current()
+            record = confirm_clock(
+                journal,
+                time_unix_ms=time_unix_ms,
+                now_unix_ms=now_unix_ms(),
+                enrolled_unix_s=enrolment.enrolled_unix_s,
+                limits=limits.newest if limits else None,
+                tolerance_s=settings.clock.tolerance_s,
+            )
+            return {"record": str(record.id), **record.facts()}
+
         host = settings.http.host
         app = build_app(
             Parts(
@@ -176,6 +198,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
                 hub=hub,
                 status=tell_status,
                 synchronise=synchroniser.synchronise_now,
+                fetch_limits=fetch_limits,
+                confirm_clock=confirm,
                 host_names=(*LOOPBACK_NAMES, host),
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Final
 from uuid import UUID
 
@@ -12,8 +13,8 @@ from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.synchroniser import Line, SynchroniserState
-from pos_gateway.limits.header import explain_freshness, freshness
-from pos_gateway.limits.snapshot import Snapshot
+from pos_gateway.limits.header import SnapshotHeader, explain_freshness, freshness
+from pos_gateway.limits.layers import Layers
 from pos_gateway.money import Currency, Money, currency
 from pos_gateway.records import Kind, Record
 
@@ -60,6 +61,8 @@ def status(
         },
         "snapshot": _snapshot(feed.current(), now_unix_ms),
         "snapshot_problem": feed.last_error.reason if feed.last_error else "",
+        "snapshot_advice": feed.last_error.advice if feed.last_error else "",
+        "snapshot_progress": asdict(feed.progress) if feed.progress else None,
         "journal": {"sequence": journal.last_sequence},
         "refused": [
             {
@@ -78,15 +81,24 @@ def _share_percent(part: int, whole: int) -> int:
     return 100 * part // whole if whole else 100
 
 
-def _snapshot(snapshot: Snapshot | None, now_unix_ms: int) -> dict[str, Any] | None:
-    if snapshot is None:
+def _snapshot(limits: Layers | None, now_unix_ms: int) -> dict[str, Any] | None:
+    """Validity as most tokens have it: a delta renews those alone that it lists."""
+    if limits is None:
         return None
-    header = snapshot.header
+    now_unix_s = now_unix_ms // 1000
+    return _layer(limits.base.header, now_unix_s) | {
+        "version": limits.version,
+        "sentence": limits.explain(now_unix_s),
+        "delta": None if limits.delta is None else _layer(limits.delta.header, now_unix_s),
+    }
+
+
+def _layer(header: SnapshotHeader, now_unix_s: int) -> dict[str, Any]:
     return {
         "version": header.version,
         "count": header.count,
-        "freshness": freshness(header, now_unix_ms // 1000).value,
-        "sentence": explain_freshness(header, now_unix_ms // 1000),
+        "freshness": freshness(header, now_unix_s).value,
+        "sentence": explain_freshness(header, now_unix_s),
         "valid_from_unix_s": header.valid_from_unix_s,
         "refresh_after_unix_s": header.refresh_after_unix_s,
         "valid_until_unix_s": header.valid_until_unix_s,

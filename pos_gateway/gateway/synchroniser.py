@@ -156,7 +156,7 @@ class Synchroniser:
         # Nothing published yet, or nothing we may use: the till goes on with the limits it has, the money
         # is presented all the same, and `feed.last_error` tells what was wrong.
         with contextlib.suppress(NotFound, InvalidInput, AuthenticationFailed):
-            await self._feed.refresh(self._client)
+            await asyncio.to_thread(self._feed.refresh, self._client.repository)
         self._change(line=Line.UP)
 
     def _acknowledgements(self, batch: Sequence[Record], answers: Sequence[Answer]) -> list[Draft]:

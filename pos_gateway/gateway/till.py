@@ -59,9 +59,9 @@ from pos_gateway.errors import (
     InvalidSnapshot,
 )
 from pos_gateway.gateway.readers.port import CardChannel
-from pos_gateway.limits.header import freshness
+from pos_gateway.limits.header import SnapshotHeader, freshness
+from pos_gateway.limits.layers import Layers
 from pos_gateway.limits.record import LimitRecord, token_key
-from pos_gateway.limits.snapshot import Snapshot
 from pos_gateway.money import Currency
 from pos_gateway.records import Kind, Record, Seal, uuid7
 
@@ -167,7 +167,7 @@ class Till:
         policy: Policy,
         aids: Sequence[bytes],
         journal: JournalPort,
-        limits: Callable[[], Snapshot | None],
+        limits: Callable[[], Layers | None],
         ca_keys: Sequence[CaPublicKey],
         token_key_secret: bytes,
         sealing_key: X25519PublicKey,
@@ -251,15 +251,15 @@ class Till:
         progress(Step.READING_CARD)
         now = self._clock()
         card = converse(read_card(payment.elements, self._aids), channel.transceive)
-        snapshot = self._limits()
-        revoked = snapshot.header.revoked_certificates if snapshot else ()
+        limits = self._limits()
+        revoked = limits.newest.revoked_certificates if limits else ()
         authentic = authenticate_card(
             card, self._ca_keys, now.date(), revoked, known_issuers=self._known_issuers
         )
         known.last4 = authentic.last4
         known.token_key = token_key(self._token_key_secret, authentic.pan, authentic.psn)
 
-        judgement = self._judge_request(payment, now, card, authentic, snapshot, known)
+        judgement = self._judge_request(payment, now, card, authentic, limits, known)
         if isinstance(judgement, Decline):
             return self._declined(payment, judgement, known)
 
@@ -298,18 +298,19 @@ class Till:
         now: datetime,
         card: CardRead,
         authentic: AuthenticatedCard,
-        snapshot: Snapshot | None,
+        limits: Layers | None,
         known: _Known,
     ) -> Ask | Decline:
         record: LimitRecord | None = None
-        if snapshot is not None:
+        header: SnapshotHeader | None = None
+        if limits is not None:
             try:
-                record = snapshot.lookup(known.token_key)
+                record, header = limits.lookup(known.token_key)
             except (InvalidSnapshot, AuthenticationFailed) as error:
                 return Decline(Reason.NO_VALID_LIMITS, error.reason)
             if record is not None:
-                known.limit_digest = record.digest(snapshot.header.nonce)
-                known.snapshot_version = snapshot.header.version
+                known.limit_digest = record.digest(header.nonce)
+                known.snapshot_version = header.version
         return judge_request(
             Request(
                 amount_minor=payment.amount_minor,
@@ -319,8 +320,8 @@ class Till:
                 card_effective=authentic.effective,
                 card_expires=authentic.expires,
                 device_can_verify_holder=card.device_can_verify_holder,
-                freshness=freshness(snapshot.header, _unix_ms(now) // 1000) if snapshot else None,
-                stale_per_tap_cap_minor=snapshot.header.policy.stale_per_tap_cap_minor if snapshot else 0,
+                freshness=freshness(header, _unix_ms(now) // 1000) if header else None,
+                stale_per_tap_cap_minor=header.policy.stale_per_tap_cap_minor if header else 0,
                 record=record,
                 exposure=self._claims.exposure_besides(payment),
                 policy=self.policy,

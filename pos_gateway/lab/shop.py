@@ -14,6 +14,7 @@ from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import EnrolmentRequest, Merchant
 from pos_gateway.gateway.config import Home, load_settings
 from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.identity import (
     Enrolled,
     load_enrolment,
@@ -86,10 +87,8 @@ class Shop:
 
     def publish(self) -> None:
         """Publish new limits and bring them to the gateway as the feed would."""
-        published = self.ledger.publish()
-        path = self.home.snapshots / ".download"
-        path.write_bytes(published.path.read_bytes())
-        self.feed.activate(path)
+        self.ledger.publish()
+        self.feed.refresh(FolderRepository(self.ledger.repository.folder))
 
     def present(self, records: Sequence[Record]) -> list[RecordVerdict]:
         """Present records to the ledger as the synchroniser would, and journal nothing."""
@@ -98,6 +97,7 @@ class Shop:
         return self.ledger.present(gateway_id, body, sign_batch(body, self.key))
 
     def close(self) -> None:
+        self.feed.close()
         self.journal.close()
         self.ledger.close()
 

@@ -163,11 +163,12 @@ def read_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
     row = connection.execute(sa.select(store.accounts).filter_by(id=account_id)).first()
     if row is None:
         raise NotFound(f"there is no account {account_id}")
-    latest = sa.select(
-        store.publications.c.token_id, store.publications.c.sequence, store.publications.c.ceiling
-    ).filter_by(account_id=account_id)
+    latest = sa.select(store.publications.c.token_id, store.publications.c.ceiling).filter_by(
+        account_id=account_id
+    )
     ceilings = {
-        p.token_id: p.ceiling for p in connection.execute(latest.order_by(store.publications.c.sequence))
+        p.token_id: p.ceiling
+        for p in connection.execute(latest.order_by(store.publications.c.snapshot_version))
     }
     return Account(
         id=row.id,

@@ -1,8 +1,8 @@
 """The ledger's HTTP API, over TLS with the certificate that enrolment codes pin.
 
     POST /v1/enrolments              EnrolmentRequest → Enrolment
-    GET  /v1/snapshots/latest        → {"version", "size", "sha256"}
-    GET  /v1/snapshots/{version}     → the file; Range is understood
+    GET  /v1/tuf/metadata/{name}     the TUF repository, static files
+    GET  /v1/tuf/targets/{name}      the same; Range is understood
     POST /v1/presentments            a signed batch → {"verdicts": [{"id", "verdict", "reason"}, …]}
     GET  /v1/health                  → {"status", "time_unix_ms"}
 
@@ -45,6 +45,7 @@ _MAX_ENROLMENT_BYTES: Final = 4096
 _MAX_BATCHES_AT_ONCE: Final = 4
 _BODY_TIMEOUT_S: Final = 60.0
 _SHUTDOWN_S: Final = 10.0
+_RENEWAL_S: Final = 3600.0
 _LINGERING_S: Final = 1.0  # for a client that goes on sending after it was refused
 
 _FAILED_ENROLMENTS: Final = 10
@@ -98,8 +99,9 @@ def build_app(ledger: Ledger) -> web.Application:
     app.add_routes(
         [
             web.post("/v1/enrolments", _enrol),
-            web.get("/v1/snapshots/latest", _latest_snapshot),
-            web.get(r"/v1/snapshots/{version:\d{1,15}}", _snapshot),
+            web.get(
+                r"/v1/tuf/{kind:metadata|targets}/{name:[0-9A-Za-z][0-9A-Za-z._-]{0,127}}", _repository_file
+            ),
             web.post("/v1/presentments", _present),
             web.get("/v1/health", _health),
         ]
@@ -120,6 +122,7 @@ async def serve(
     Raises:
         Unavailable: the address is not to be had.
     """
+    renewing = asyncio.create_task(_renew_metadata(ledger), name="metadata")
     runner = web.AppRunner(
         build_app(ledger), access_log=None, shutdown_timeout=_SHUTDOWN_S, lingering_time=_LINGERING_S
     )
@@ -137,8 +140,19 @@ async def serve(
         on_ready(bound_port)
         await asyncio.Event().wait()
     finally:
+        renewing.cancel()
         await runner.cleanup()
         _log.info("stopped")
+
+
+async def _renew_metadata(ledger: Ledger) -> None:
+    """Tell the shops every hour that the newest limits are still the newest: see `Repository.renew`."""
+    while True:
+        try:
+            await asyncio.to_thread(ledger.ceremony.renew)
+        except (PosGatewayError, OSError) as error:
+            _log.error("metadata not renewed", reason=str(error))
+        await asyncio.sleep(_RENEWAL_S)
 
 
 def _tls(ledger: Ledger) -> ssl.SSLContext:
@@ -176,15 +190,13 @@ def _enrolment_request(body: bytes) -> EnrolmentRequest:
         raise InvalidMessage(first["msg"], where=f"enrolment request field {place or 'root'}") from None
 
 
-async def _latest_snapshot(request: web.Request) -> web.Response:
-    latest = await asyncio.to_thread(request.app[_LEDGER].latest_snapshot)
-    return web.json_response({"version": latest.version, "size": latest.size, "sha256": latest.sha256.hex()})
-
-
-async def _snapshot(request: web.Request) -> web.StreamResponse:
-    version = int(request.match_info["version"])
-    published = await asyncio.to_thread(request.app[_LEDGER].snapshot, version)
-    return web.FileResponse(published.path, headers={"Content-Type": "application/octet-stream"})
+async def _repository_file(request: web.Request) -> web.StreamResponse:
+    folder = request.app[_LEDGER].repository.folder / request.match_info["kind"]
+    path = folder / request.match_info["name"]
+    if not await asyncio.to_thread(path.is_file):
+        # Every gateway asks for the next root until there is one: that is no news for the log.
+        return _error(404, "not_found", "there is no such file in the repository")
+    return web.FileResponse(path, headers={"Content-Type": "application/octet-stream"})
 
 
 async def _present(request: web.Request) -> web.Response:

@@ -24,7 +24,6 @@ class Identity(BaseModel):
     issuer: str = Field(min_length=1, max_length=64)
     currency: str = Field(pattern=r"^[A-Z]{3}$")
     country_numeric: int = Field(ge=1, le=999)
-    snapshot_threshold: int = Field(ge=1)
     ca_expires: date
     issuer_expires: date
     issuer_certificate_hex: str = Field(pattern=r"^([0-9a-f]{2})+$")
@@ -54,12 +53,28 @@ class Identity(BaseModel):
             raise InvalidConfiguration(first["msg"], where=f"{path}, field {place or 'root'}") from None
 
 
+class MetadataLives(BaseModel):
+    """How long each kind of TUF metadata is valid, in seconds.
+
+    `timestamp_s` is also how old a stick may be that brings limits to a shop, and how long somebody who
+    answers for the server can keep newer limits back unnoticed.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    root_s: int = Field(default=2 * 366 * _DAY_S, gt=0)
+    targets_s: int = Field(default=90 * _DAY_S, gt=0)
+    snapshot_s: int = Field(default=14 * _DAY_S, gt=0)
+    timestamp_s: int = Field(default=2 * _DAY_S, gt=0)
+
+
 class Policy(BaseModel):
     """The issuer's decisions. Spans in seconds, caps in minor units.
 
     `presentment_deadline_s` is D: how long after its expiry a ceiling still reserves credit, because
     payments made under it may still be presented. `token_share_percent`: how much of an account's
     limit, less what is owed, all its active tokens' reserves may come to; it is split evenly.
+    `delta_bases`: over how many versions back a shop may be updated by a delta alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -73,6 +88,8 @@ class Policy(BaseModel):
     card_cumulative_cap_minor: int = Field(default=1_000_000_000, gt=0)
     card_tc_rate_limit: int = Field(default=50, gt=0)
     token_share_percent: int = Field(default=100, ge=0, le=100)
+    delta_bases: int = Field(default=7, ge=0, le=100)
+    metadata_lives: MetadataLives = MetadataLives()
 
     def risk_policy(self) -> RiskPolicy:
         """What every gateway is told of it."""

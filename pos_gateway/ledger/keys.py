@@ -9,7 +9,6 @@ import ipaddress
 import json
 import os
 import secrets
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -78,13 +77,12 @@ class MasterKeys:
 
 @dataclass(frozen=True, slots=True)
 class KeyRing:
-    """All of the ledger's keys."""
+    """The ledger's keys but for those that sign what is published: see `signing`."""
 
     ca: RawRsaSigner = field(repr=False)
     issuer: RawRsaSigner = field(repr=False)
     master: MasterKeys
     token_key: TokenKey
-    snapshot_signers: Mapping[str, Ed25519PrivateKey] = field(repr=False)
     sealing: X25519PrivateKey = field(repr=False)
     tls_certificate: Path
     tls_key: Path
@@ -96,14 +94,12 @@ class KeyRing:
         return certificate.fingerprint(hashes.SHA256())
 
     @classmethod
-    def generate(cls, folder: Path, *, now: datetime, snapshot_keys: int = 1) -> KeyRing:
+    def generate(cls, folder: Path, *, now: datetime) -> KeyRing:
         """Make every key and write it. The folder must not exist."""
         folder.mkdir(mode=0o700)
         for name, bits in (("ca", CA_KEY_BITS), ("issuer", ISSUER_KEY_BITS)):
-            _write_key(folder / f"{name}.pem", generate_rsa_key(bits))
-        for number in range(1, snapshot_keys + 1):
-            _write_key(folder / f"snapshot-{number}.pem", Ed25519PrivateKey.generate())
-        _write_key(folder / "sealing.pem", X25519PrivateKey.generate())
+            write_private_key(folder / f"{name}.pem", generate_rsa_key(bits))
+        write_private_key(folder / "sealing.pem", X25519PrivateKey.generate())
         master = {name: _triple_des_key().hex() for name in ("ac", "enc")}
         write_secret(folder / "master.json", json.dumps({"index": 1, **master}).encode())
         token_key = {"epoch": 1, "secret": secrets.token_bytes(_TOKEN_SECRET_BYTES).hex()}
@@ -119,20 +115,16 @@ class KeyRing:
         """
         master = _read_json(folder / "master.json")
         token_key = _read_json(folder / "token.json")
-        snapshot_files = sorted(folder.glob("snapshot-*.pem"))
-        if not snapshot_files:
-            raise InvalidConfiguration("no snapshot signing key", where=str(folder))
         _read_secret(folder / "tls.pem")
         try:
             return cls(
-                ca=FileRsaSigner(_read_key(folder / "ca.pem", rsa.RSAPrivateKey)),
-                issuer=FileRsaSigner(_read_key(folder / "issuer.pem", rsa.RSAPrivateKey)),
+                ca=FileRsaSigner(read_private_key(folder / "ca.pem", rsa.RSAPrivateKey)),
+                issuer=FileRsaSigner(read_private_key(folder / "issuer.pem", rsa.RSAPrivateKey)),
                 master=MasterKeys(
                     int(master["index"]), bytes.fromhex(master["ac"]), bytes.fromhex(master["enc"])
                 ),
                 token_key=TokenKey(int(token_key["epoch"]), bytes.fromhex(token_key["secret"])),
-                snapshot_signers={f.stem: _read_key(f, Ed25519PrivateKey) for f in snapshot_files},
-                sealing=_read_key(folder / "sealing.pem", X25519PrivateKey),
+                sealing=read_private_key(folder / "sealing.pem", X25519PrivateKey),
                 tls_certificate=folder / "tls.crt",
                 tls_key=folder / "tls.pem",
             )
@@ -154,7 +146,8 @@ def write_secret(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _write_key(path: Path, key: _Key) -> None:
+def write_private_key(path: Path, key: _Key) -> None:
+    """As PKCS #8 into a new file of mode 0600."""
     write_secret(
         path,
         key.private_bytes(
@@ -179,7 +172,7 @@ def _write_tls(folder: Path, now: datetime) -> None:
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .sign(key, hashes.SHA256())
     )
-    _write_key(folder / "tls.pem", key)
+    write_private_key(folder / "tls.pem", key)
     write_secret(folder / "tls.crt", certificate.public_bytes(serialization.Encoding.PEM))
 
 
@@ -204,7 +197,11 @@ def _read_secret(path: Path) -> bytes:
     return content
 
 
-def _read_key(path: Path, kind: Any) -> Any:
+def read_private_key(path: Path, kind: Any) -> Any:
+    """
+    Raises:
+        InvalidConfiguration: missing, open to other users, or not a key of this kind.
+    """
     try:
         key = serialization.load_pem_private_key(_read_secret(path), password=None)
     except (ValueError, TypeError):

@@ -3,11 +3,15 @@
 home/ledger.json    who issues, in which currency
 home/keys/          every key, mode 0600
 home/ledger.db      accounts, tokens, presentments, double entry
-home/snapshots/     what gateways may fetch
+home/keys/signing/  those of them that sign what is published; some may lie elsewhere
+home/repository/    the TUF repository: what gateways fetch
+home/staging/       versions that wait for their signatures
+home/ceremony/      a new root that waits for its signatures
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -31,20 +35,29 @@ from pos_gateway.enrolment import (
     Enrolment,
     EnrolmentRequest,
     Merchant,
-    SnapshotKey,
     compose_code,
     parse_code,
 )
-from pos_gateway.errors import AuthenticationFailed, InvalidConfiguration, InvalidInput, NotFound
+from pos_gateway.errors import (
+    AuthenticationFailed,
+    Conflict,
+    InvalidConfiguration,
+    InvalidInput,
+    NotFound,
+    Unavailable,
+)
 from pos_gateway.ledger import accounts, gateways, issuing, postings, store
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
+from pos_gateway.ledger.ceremony import Ceremony, first_root
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
 from pos_gateway.ledger.config import Identity, Policy
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
 from pos_gateway.ledger.postings import AlarmKind, RecordVerdict
-from pos_gateway.ledger.publisher import PublishedSnapshot, Publisher
+from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher
+from pos_gateway.ledger.repository import Repository, utc
+from pos_gateway.ledger.signing import KeyChest, Role, new_signing_key
 from pos_gateway.ledger.store import Store
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
@@ -100,9 +113,17 @@ class Ledger:
         self.currency = currency_of(self.identity.currency)
         self.keys = KeyRing.load(home / "keys")
         self._database = Store.open(home / "ledger.db")
-        self._publisher = Publisher(self._database, home / "snapshots")
+        self.repository = Repository(home / "repository")
+        self._publisher = Publisher(self._database, self.repository, home / "staging")
         self._clock = clock
-        self._publisher.release_pending()
+        self.ceremony = Ceremony(
+            self.repository,
+            home / "keys" / "signing",
+            home / "ceremony",
+            now=lambda: utc(self._clock()),
+            lives=lambda: self.policy.metadata_lives,
+        )
+        self._release_pending()
 
     @classmethod
     def create(
@@ -113,8 +134,8 @@ class Ledger:
         currency: str = "CNY",
         country_numeric: int = 156,
         policy: Policy | None = None,
-        snapshot_keys: int = 1,
-        snapshot_threshold: int = 1,
+        limit_keys: int = 1,
+        limit_threshold: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> Ledger:
         """Make a ledger: keys, certificates, an empty database. All or nothing.
@@ -124,8 +145,12 @@ class Ledger:
             InvalidInput: an unknown currency, or a threshold that the keys cannot reach.
         """
         currency_of(currency)
-        if not 1 <= snapshot_threshold <= snapshot_keys:
-            raise InvalidInput("must be 1 to the number of keys", where="snapshot threshold")
+        signing = {role: [new_signing_key(role)] for role in Role}
+        signing[Role.LIMITS] = [new_signing_key(Role.LIMITS) for _ in range(limit_keys)]
+        lives = (policy or Policy()).metadata_lives
+        root = first_root(
+            signing, {Role.LIMITS: limit_threshold}, utc(clock()) + timedelta(seconds=lives.root_s)
+        )
         home = home.absolute()
         if home.exists() and (not home.is_dir() or any(home.iterdir())):
             raise InvalidConfiguration(
@@ -135,7 +160,7 @@ class Ledger:
         staging = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
         try:
             now = datetime.fromtimestamp(clock(), UTC)
-            keys = KeyRing.generate(staging / "keys", now=now, snapshot_keys=snapshot_keys)
+            keys = KeyRing.generate(staging / "keys", now=now)
             certificate = issuing.certify_own_key(
                 keys, expires=_years_on(now.date(), _ISSUER_LIFE_YEARS), serial=issuing.new_serial()
             )
@@ -143,14 +168,18 @@ class Ledger:
                 issuer=issuer,
                 currency=currency.upper(),
                 country_numeric=country_numeric,
-                snapshot_threshold=snapshot_threshold,
                 ca_expires=_years_on(now.date(), _CA_LIFE_YEARS),
                 issuer_expires=_years_on(now.date(), _ISSUER_LIFE_YEARS),
                 issuer_certificate_hex=certificate.certificate.hex(),
                 issuer_remainder_hex=certificate.remainder.hex(),
             )
             (staging / "ledger.json").write_text(identity.model_dump_json(indent=1) + "\n")
-            (staging / "snapshots").mkdir()
+            for keys_of_role in signing.values():
+                for key in keys_of_role:
+                    key.write(staging / "keys" / "signing")
+            chest = KeyChest.open(staging / "keys" / "signing")
+            Repository.create(staging / "repository", root, chest, utc(clock()), lives)
+            (staging / "staging").mkdir()
             database = Store.create(staging / "ledger.db")
             with database.write() as connection:
                 _add_policy(connection, policy or Policy(), int(clock() * 1000))
@@ -320,14 +349,34 @@ class Ledger:
         return self.token(token_id)
 
     def publish(self) -> PublishedSnapshot:
-        """Publish the next snapshot; see `publisher`."""
-        return self._publisher.publish(
-            self.identity,
-            self.policy,
-            self.keys.snapshot_signers,
-            self.keys.token_key.epoch,
-            self._now_unix_s,
-        )
+        """Publish the next snapshot at once: for a ledger that has all the keys; see `publisher`.
+
+        Raises:
+            Unavailable: signatures are missing that only another machine can give. The version is
+                prepared all the same, and waits for them.
+        """
+        with self.repository.exclusive():
+            return self._release(self._prepare(automatic=True).version)
+
+    def prepare_snapshot(self) -> PreparedSnapshot:
+        """Decide and record the next snapshot and build its files; it waits for its signatures."""
+        with self.repository.exclusive():
+            return self._prepare(automatic=False)
+
+    def release_snapshot(self) -> PublishedSnapshot:
+        """Release the snapshot that waits, once it is signed.
+
+        Raises:
+            NotFound: none waits.
+            Unavailable: signatures are missing; says which.
+        """
+        with self.repository.exclusive():
+            version = self._publisher.pending()
+            if version is None:
+                raise NotFound(
+                    "no snapshot waits for its release", advice="`pos-gateway ledger snapshot prepare`"
+                )
+            return self._release(version)
 
     def latest_snapshot(self) -> PublishedSnapshot:
         """
@@ -376,11 +425,8 @@ class Ledger:
             issuer=self.identity.issuer,
             currency=self.currency.code,
             country_numeric=self.identity.country_numeric,
-            snapshot_keys=tuple(
-                SnapshotKey(id=name, public_key=key.public_key().public_bytes_raw())
-                for name, key in self.keys.snapshot_signers.items()
-            ),
-            snapshot_threshold=self.identity.snapshot_threshold,
+            enrolled_unix_s=self._now_unix_s(),
+            trusted_root=self.repository.root_bytes(),
             token_key_epoch=self.keys.token_key.epoch,
             token_key_secret=self.keys.token_key.secret,
             ca_keys=tuple(
@@ -484,6 +530,27 @@ class Ledger:
             postings.check_books(connection)
             ids = connection.scalars(sa.select(store.accounts.c.id)).all()
             accounts.check_accounts(connection, ids, self._now_unix_s())
+
+    def _prepare(self, *, automatic: bool) -> PreparedSnapshot:
+        return self._publisher.prepare(
+            self.identity, self.policy, self.keys.token_key.epoch, self._now_unix_s, automatic=automatic
+        )
+
+    def _release(self, version: int) -> PublishedSnapshot:
+        policy, chest = self.policy, self.ceremony.chest
+        self._publisher.sign(version, chest, policy.delta_bases)
+        return self._publisher.release(version, chest, utc(self._clock()), policy.metadata_lives)
+
+    def _release_pending(self) -> None:
+        """After a crash: release what was committed and meant to go out at once."""
+        version = self._publisher.pending()
+        if version is None or not self._publisher.is_automatic(version):
+            return
+        with self.repository.exclusive(wait=False) as free:
+            # Not free: whoever published it is still at it. Not signed: it waits for other machines.
+            if free:
+                with contextlib.suppress(Unavailable, Conflict):
+                    self._release(version)
 
     @cached_property
     def _issuer(self) -> Issuer:

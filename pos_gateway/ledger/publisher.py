@@ -1,42 +1,60 @@
-"""Publishing limits: decide every token's next ceiling, record it, and only then let the file out.
+"""Publishing limits: decide every token's next ceiling, record it, and only then let files out.
 
-    build under a temporary name, fsync ─► commit the publications ─► rename, fsync the folder
+    prepare   decide and record in one transaction ─► build the files in the staging folder
+    sign      the headers by limit keys, the list of files by targets keys: here, or on other machines
+    release   files into the repository ─► the list of them ─► timestamp.json
 
-A crash before the commit leaves a file that nobody gets; one after it leaves publications that reserve
-credit for a file that is released at the next start. Never is a ceiling in a shop that is not on record.
+The terms (with the nonce) and the records are in the database, so after a crash the same bytes are made
+again. Never is a ceiling in a shop that is not on record; one on record that never got out reserves its
+credit until it lapses.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import re
+import json
 import secrets
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from tuf.api.metadata import Metadata, TargetFile, Targets
 
-from pos_gateway.errors import NotFound
+from pos_gateway.distribution import LimitFile, delta_file, head_file, parse_name, whole_file
+from pos_gateway.errors import Conflict, NotFound, Unavailable
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenLine, TokenStatus
-from pos_gateway.ledger.config import Identity, Policy
+from pos_gateway.ledger.config import Identity, MetadataLives, Policy
+from pos_gateway.ledger.repository import Repository, lacking_signatures
 from pos_gateway.ledger.reserve import allot, measure
+from pos_gateway.ledger.signing import (
+    HeaderToSign,
+    KeyChest,
+    Role,
+    SigningRequest,
+    read_metadata,
+    replace_file,
+    sign_metadata,
+)
 from pos_gateway.ledger.store import Store
-from pos_gateway.limits.builder import build_snapshot
-from pos_gateway.limits.header import SnapshotTerms
+from pos_gateway.limits.builder import write_snapshot
+from pos_gateway.limits.header import RiskPolicy, SnapshotTerms
 from pos_gateway.limits.record import NONCE_BYTES, LimitRecord
+from pos_gateway.limits.snapshot import encode_head, read_head
+from pos_gateway.snapshot_file import SnapshotFile
 
-_UNRELEASED: Final = re.compile(r"\.\d+\.unreleased")
-_HASH_CHUNK_BYTES: Final = 1 << 20
+_ROWS_AT_ONCE: Final = 10_000
+_WHOLE_FILES_KEPT: Final = 2
+"""So that a shop on a slow line finishes the whole file it began, and takes the delta over it."""
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedSnapshot:
-    """One released snapshot file."""
+    """One released version; `path`, `size` and `sha256` are those of its whole file."""
 
     version: int
     path: Path
@@ -48,42 +66,109 @@ class PublishedSnapshot:
     valid_until_unix_s: int
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedSnapshot:
+    """A version that waits for its signatures."""
+
+    version: int
+    record_count: int
+    request: Path
+
+
 class Publisher:
-    """Publishes the snapshots of one ledger into one folder."""
+    """Publishes the limits of one ledger into one repository.
 
-    def __init__(self, database: Store, folder: Path) -> None:
+    The caller of `prepare` and `release` holds the repository exclusively.
+    """
+
+    def __init__(self, database: Store, repository: Repository, staging: Path) -> None:
         self._database = database
-        self._folder = folder
+        self._repository = repository
+        self._staging = staging
 
-    def publish(
+    def prepare(
         self,
         identity: Identity,
         policy: Policy,
-        signers: Mapping[str, Ed25519PrivateKey],
         token_key_epoch: int,
         now_unix_s: Callable[[], int],
-    ) -> PublishedSnapshot:
-        """Publish the next version.
+        *,
+        automatic: bool,
+    ) -> PreparedSnapshot:
+        """Decide the next version, put it on record, and build its files.
 
         Raises:
-            InvariantBroken: a fault of ours; nothing was published.
+            InvariantBroken: a fault of ours; nothing was recorded.
             Unavailable, OutcomeUnknown: see `Store.write`.
         """
         with self._database.write() as connection:
-            last = connection.scalar(sa.select(sa.func.max(_versions.version)))
-            version = 1 + (last or 0)
+            version = 1 + (connection.scalar(sa.select(sa.func.max(_versions.version))) or 0)
             terms = _terms(version, identity, policy, token_key_epoch, now_unix_s())
-            self._write_snapshot(connection, terms, policy, signers)
-        self._release(version)
-        return self.find(version)
+            connection.execute(
+                store.snapshots.insert().values(
+                    version=version,
+                    terms=_terms_to_json(terms),
+                    automatic=automatic,
+                    record_count=0,
+                    valid_from_unix_s=terms.valid_from_unix_s,
+                    refresh_after_unix_s=terms.refresh_after_unix_s,
+                    valid_until_unix_s=terms.valid_until_unix_s,
+                )
+            )
+            count = _decide(connection, terms, policy)
+            connection.execute(store.snapshots.update().filter_by(version=version).values(record_count=count))
+        return self._build(version, policy.delta_bases)
 
-    def release_pending(self) -> None:
-        """After a crash: release what was committed. What was not is overwritten by the next version."""
-        for path in self._folder.iterdir():
-            if _UNRELEASED.fullmatch(path.name):
-                version = int(path.name.split(".")[1])
-                if self._is_on_record(version):
-                    self._release(version)
+    def pending(self) -> int | None:
+        """The newest version, if it was recorded and never released."""
+        with self._database.read() as connection:
+            row = connection.execute(_NEWEST).first()
+        return int(row.version) if row is not None and row.sha256 is None else None
+
+    def is_automatic(self, version: int) -> bool:
+        with self._database.read() as connection:
+            return bool(connection.scalar(sa.select(_versions.automatic).filter_by(version=version)))
+
+    def sign(self, version: int, chest: KeyChest, delta_bases: int) -> None:
+        """Sign what the limit keys that are here can sign; the files are built again if a crash has
+        left them unfinished."""
+        path = self._request(version)
+        if not path.is_file():
+            self._build(version, delta_bases)
+        request = SigningRequest.read(path)
+        request.sign(chest.of(Role.LIMITS))
+        replace_file(path, request.to_json().encode())
+
+    def release(
+        self, version: int, chest: KeyChest, now: datetime, lives: MetadataLives
+    ) -> PublishedSnapshot:
+        """Put a signed version into the repository. Safe to repeat after a crash anywhere.
+
+        Raises:
+            Conflict: it was released before, or a newer one was prepared since.
+            Unavailable: signatures are missing; says which, and what to sign.
+        """
+        if self.pending() != version:
+            raise Conflict(f"version {version} does not wait for its release")
+        state = self._repository.state()
+        if state is None or whole_file(version).name not in state.targets.signed.targets:
+            targets = self._signed_targets(version, chest, now, lives)
+            self._repository.release(targets, chest, now, lives)
+            state = self._repository.state()
+        if state is None:
+            raise NotFound("the repository has no state after a release")
+        whole = state.targets.signed.targets[whole_file(version).name]
+        with self._database.write() as connection:
+            connection.execute(
+                store.snapshots.update()
+                .filter_by(version=version)
+                .values(size=whole.length, sha256=bytes.fromhex(whole.hashes["sha256"]))
+            )
+        self._repository.prune()
+        for folder in self._staging.iterdir():
+            if folder.name.isdigit() and int(folder.name) <= version:
+                shutil.rmtree(folder)
+        return self.find(version)
 
     def latest(self) -> PublishedSnapshot:
         """
@@ -91,11 +176,12 @@ class Publisher:
             NotFound: nothing was published yet.
         """
         with self._database.read() as connection:
-            rows = connection.execute(sa.select(store.snapshots).order_by(_versions.version.desc())).all()
-        for row in rows:
-            if self.path(row.version).is_file():
-                return self._published(row)
-        raise NotFound("no snapshot has been published yet", advice="`pos-gateway ledger snapshot publish`")
+            row = connection.execute(_NEWEST.where(_versions.sha256.is_not(None))).first()
+        if row is None:
+            raise NotFound(
+                "no snapshot has been published yet", advice="`pos-gateway ledger snapshot publish`"
+            )
+        return self._published(row)
 
     def find(self, version: int) -> PublishedSnapshot:
         """
@@ -104,70 +190,111 @@ class Publisher:
         """
         with self._database.read() as connection:
             row = connection.execute(sa.select(store.snapshots).filter_by(version=version)).first()
-        if row is None or not self.path(version).is_file():
+        if row is None or row.sha256 is None:
             raise NotFound(f"there is no snapshot {version}")
         return self._published(row)
 
-    def path(self, version: int) -> Path:
-        return self._folder / f"{version:010d}.snapshot"
+    def _folder(self, version: int) -> Path:
+        return self._staging / str(version)
 
-    def _temporary(self, version: int) -> Path:
-        return self._folder / f".{version:010d}.unreleased"
+    def _request(self, version: int) -> Path:
+        return self._folder(version) / "limits.json"
 
-    def _write_snapshot(
-        self,
-        connection: sa.Connection,
-        terms: SnapshotTerms,
-        policy: Policy,
-        signers: Mapping[str, Ed25519PrivateKey],
-    ) -> None:
-        temporary = self._temporary(terms.version)
-        records = list(_issue(connection, terms, policy))
-        with temporary.open("wb") as file:
-            build_snapshot(file.write, (record for record, _ in records), terms, signers)
-            file.flush()
-            os.fsync(file.fileno())
-        connection.execute(
-            store.snapshots.insert().values(
-                version=terms.version,
-                size=temporary.stat().st_size,
-                sha256=_sha256(temporary),
-                record_count=len(records),
-                valid_from_unix_s=terms.valid_from_unix_s,
-                refresh_after_unix_s=terms.refresh_after_unix_s,
-                valid_until_unix_s=terms.valid_until_unix_s,
-            )
-        )
-        rows = [row for _, row in records if row is not None]
-        if rows:
-            connection.execute(store.publications.insert(), rows)
-        touched = {str(row["account_id"]) for row in rows}
-        accounts.check_accounts(connection, touched, terms.valid_from_unix_s)
-
-    def _release(self, version: int) -> None:
-        try:
-            os.rename(self._temporary(version), self.path(version))
-        except FileNotFoundError:
-            # Another process that opened this ledger has released it in the meantime.
-            if not self.path(version).is_file():
-                raise
-        descriptor = os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-    def _is_on_record(self, version: int) -> bool:
+    def _build(self, version: int, delta_bases: int) -> PreparedSnapshot:
+        """Every file of the version with a signature that nobody trusts in its head, and the request for
+        the true ones; the request last."""
+        folder = self._folder(version)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        placeholder = {"placeholder": Ed25519PrivateKey.generate()}
+        headers = []
         with self._database.read() as connection:
-            query = sa.select(store.snapshots.c.version).filter_by(version=version)
-            return connection.execute(query).first() is not None
+            row = connection.execute(sa.select(store.snapshots).filter_by(version=version)).one()
+            released = sa.select(_versions.version).where(
+                _versions.version < version, _versions.sha256.is_not(None)
+            )
+            bases = connection.scalars(released.order_by(_versions.version.desc()).limit(delta_bases)).all()
+            whole_terms = _terms_from_json(row.terms)
+            for file in (whole_file(version), *(delta_file(base, version) for base in bases)):
+                since = file.base or 0
+                terms = replace(whole_terms, base_version=file.base)
+                with (folder / file.name).open("wb") as out:
+                    records = _records(connection, since)
+                    header = write_snapshot(
+                        out, records, _count_records(connection, since), terms, placeholder
+                    )
+                headers.append(HeaderToSign(file.name, header.to_bytes(), {}))
+        replace_file(self._request(version), SigningRequest(version, headers).to_json().encode())
+        return PreparedSnapshot(version, int(row.record_count), self._request(version))
+
+    def _signed_targets(
+        self, version: int, chest: KeyChest, now: datetime, lives: MetadataLives
+    ) -> Metadata[Targets]:
+        """The list of files, its files in place."""
+        root = self._repository.root().signed
+        draft = self._folder(version) / "targets.json"
+        state = self._repository.state()
+        if draft.is_file():
+            targets = read_metadata(draft)
+            if state is None or targets.signed.version == state.targets.signed.version + 1:
+                sign_metadata(targets, chest.of(Role.TARGETS))
+                if lacking_signatures(root, targets) == 0:
+                    return targets
+        request = SigningRequest.read(self._request(version))
+        if missing := request.missing(self._repository.limit_keys()):
+            raise Unavailable(
+                f"limits {version} lack the signatures of {missing} limit keys",
+                advice=f"pos-gateway ledger keys sign {self._request(version)} --key …, then release again",
+            )
+        files = [self._add(version, header) for header in request.headers]
+        whole = request.headers[0]
+        head = encode_head(whole.header, whole.signatures)
+        (self._folder(version) / "empty").touch()
+        files.append(
+            self._repository.add_file(head_file(version).name, self._folder(version) / "empty", head, 0)
+        )
+        if state is not None:
+            files += _kept(state.targets.signed)
+        targets = self._repository.next_targets(files, now, lives)
+        sign_metadata(targets, chest.of(Role.TARGETS))
+        if missing := lacking_signatures(root, targets):
+            replace_file(draft, targets.to_bytes())
+            raise Unavailable(
+                f"the list of files lacks the signatures of {missing} targets keys",
+                advice=f"pos-gateway ledger keys sign {draft} --key …, then release again",
+            )
+        return targets
+
+    def _add(self, version: int, header: HeaderToSign) -> TargetFile:
+        path = self._folder(version) / header.name
+        with SnapshotFile(path) as file:
+            body_at = len(read_head(file.read_at).data)
+        return self._repository.add_file(
+            header.name, path, encode_head(header.header, header.signatures), body_at
+        )
 
     def _published(self, row: sa.Row[tuple[object, ...]]) -> PublishedSnapshot:
         values = row._asdict()
-        return PublishedSnapshot(path=self.path(values["version"]), **values)
+        del values["terms"], values["automatic"]
+        file = TargetFile(
+            values["size"], {"sha256": values["sha256"].hex()}, whole_file(values["version"]).name
+        )
+        return PublishedSnapshot(path=self._repository.target(file), **values)
 
 
 _versions = store.snapshots.c
+_NEWEST: Final = sa.select(store.snapshots).order_by(_versions.version.desc()).limit(1)
+
+
+def _kept(targets: Targets) -> list[TargetFile]:
+    """Of the files in force, the newest whole ones: a download of them may be under way."""
+    named: list[tuple[LimitFile, TargetFile]] = []
+    for name, file in targets.targets.items():
+        parsed = parse_name(name)
+        if parsed is not None and parsed.kind == "snapshot":
+            named.append((parsed, file))
+    named.sort(key=lambda pair: pair[0].version, reverse=True)
+    return [file for _, file in named[: _WHOLE_FILES_KEPT - 1]]
 
 
 def _terms(
@@ -186,14 +313,30 @@ def _terms(
     )
 
 
-def _issue(
-    connection: sa.Connection, terms: SnapshotTerms, policy: Policy
-) -> Iterator[tuple[LimitRecord, dict[str, object] | None]]:
-    """Every token's next record, and its publication if it may pay at all."""
-    now_unix_s = terms.valid_from_unix_s
-    account_ids = connection.scalars(sa.select(store.accounts.c.id).order_by(store.accounts.c.id)).all()
-    for start in range(0, len(account_ids), accounts.AT_ONCE):
-        chunk = account_ids[start : start + accounts.AT_ONCE]
+def _terms_to_json(terms: SnapshotTerms) -> str:
+    document = asdict(terms) | {"nonce": terms.nonce.hex()}
+    for name in ("base_version", "offers", "revoked_certificates"):
+        del document[name]
+    return json.dumps(document)
+
+
+def _terms_from_json(text: str) -> SnapshotTerms:
+    document = json.loads(text)
+    document["nonce"] = bytes.fromhex(document["nonce"])
+    return SnapshotTerms(**document | {"policy": RiskPolicy(**document["policy"])})
+
+
+def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> int:
+    """Record every token's next limit record, and its publication if it may pay at all; returns how many
+    tokens there are. Memory does not grow with the accounts."""
+    now_unix_s, count, last = terms.valid_from_unix_s, 0, ""
+    columns = store.accounts.c
+    while True:
+        query = sa.select(columns.id).where(columns.id > last).order_by(columns.id).limit(accounts.AT_ONCE)
+        chunk = connection.scalars(query).all()
+        if not chunk:
+            return count
+        last = chunk[-1]
         rows = accounts.lock_accounts(connection, chunk)
         # Credit of what no longer stands is about to be given away again: from now on it never stands.
         connection.execute(
@@ -205,19 +348,26 @@ def _issue(
             )
             .values(lapsed=True)
         )
-        connection.execute(
-            store.tokens.update()
-            .where(store.tokens.c.account_id.in_(chunk))
-            .values(record_sequence=store.tokens.c.record_sequence + 1)
-        )
+        changes: list[dict[str, object]] = []
+        published: list[dict[str, object]] = []
         for account_id, lines in accounts.lines_by_account(accounts.token_lines(connection, chunk)).items():
             owable_minor = rows[account_id].limit_minor - rows[account_id].outstanding_minor
-            yield from _issue_account(owable_minor, lines, terms, policy)
+            for line, record, publication in _decide_account(owable_minor, lines, terms, policy):
+                count += 1
+                if record.sequence != line.row.record_sequence:
+                    changes.append(_change(line, record, terms.version))
+                if publication is not None:
+                    published.append(publication)
+        if changes:
+            connection.execute(_CHANGE, changes)
+        if published:
+            connection.execute(store.publications.insert(), published)
+        accounts.check_accounts(connection, chunk, now_unix_s)
 
 
-def _issue_account(
+def _decide_account(
     owable_minor: int, lines: list[TokenLine], terms: SnapshotTerms, policy: Policy
-) -> Iterator[tuple[LimitRecord, dict[str, object] | None]]:
+) -> Iterator[tuple[TokenLine, LimitRecord, dict[str, object] | None]]:
     now_unix_s = terms.valid_from_unix_s
     active = [line for line in lines if line.status is TokenStatus.ACTIVE]
     reserved_minor = sum(measure(line.claimable(now_unix_s)) for line in lines)
@@ -237,10 +387,13 @@ def _issue_account(
             status=line.status.on_record,
             assurance=line.row.assurance,
         )
+        if line.row.record_version == 0 or record != _record(line.row):
+            record = record._replace(sequence=record.sequence + 1)
         if line.id not in ceiling_of:
-            yield record, None
+            yield line, record, None
             continue
         yield (
+            line,
             record,
             {
                 "account_id": line.account_id,
@@ -257,9 +410,60 @@ def _issue_account(
         )
 
 
-def _sha256(path: Path) -> bytes:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.digest()
+_CHANGE: Final = (
+    store.tokens.update()
+    .where(store.tokens.c.id == sa.bindparam("token_id"))
+    .values(
+        {
+            name: sa.bindparam(name)
+            for name in (
+                "record_version",
+                "record_sequence",
+                "record_ceiling",
+                "record_per_tap_cap_minor",
+                "record_status",
+                "record_assurance",
+            )
+        }
+    )
+)
+
+
+def _change(line: TokenLine, record: LimitRecord, version: int) -> dict[str, object]:
+    return {
+        "token_id": line.id,
+        "record_version": version,
+        "record_sequence": record.sequence,
+        "record_ceiling": record.ceiling,
+        "record_per_tap_cap_minor": record.per_tap_cap_minor,
+        "record_status": line.status.value,
+        "record_assurance": record.assurance,
+    }
+
+
+def _record(row: Any) -> LimitRecord:
+    """The last record issued for a token."""
+    return LimitRecord(
+        token_key=row.token_key,
+        ceiling=row.record_ceiling,
+        per_tap_cap_minor=row.record_per_tap_cap_minor,
+        sequence=row.record_sequence,
+        status=TokenStatus(row.record_status).on_record,
+        assurance=row.record_assurance,
+    )
+
+
+def _count_records(connection: sa.Connection, since: int) -> int:
+    query = sa.select(sa.func.count()).where(store.tokens.c.record_version > since)
+    return int(connection.scalar(query) or 0)
+
+
+def _records(connection: sa.Connection, since: int) -> Iterator[LimitRecord]:
+    """The records that changed after version `since`, all of them after 0, sorted by token key."""
+    query = (
+        sa.select(store.tokens)
+        .where(store.tokens.c.record_version > since)
+        .order_by(store.tokens.c.token_key)
+        .execution_options(yield_per=_ROWS_AT_ONCE)
+    )
+    return (_record(row) for row in connection.execute(query))

@@ -56,8 +56,14 @@ tokens = sa.Table(
     Column("assurance", Integer, nullable=False),
     # H: the highest counter in any authenticated TC; the personalised start counter before the first.
     Column("highest_counter", BigInteger, nullable=False),
-    # Of the last limit record issued for it, whatever its route.
-    Column("record_sequence", BigInteger, nullable=False),
+    # The last limit record issued for it. Its sequence, and the version it changed in, move with its
+    # content alone: a delta lists what changed, and nothing else. Version 0: none was issued yet.
+    Column("record_version", BigInteger, nullable=False, default=0, index=True),
+    Column("record_sequence", BigInteger, nullable=False, default=0),
+    Column("record_ceiling", BigInteger, nullable=False, default=0),
+    Column("record_per_tap_cap_minor", BigInteger, nullable=False, default=0),
+    Column("record_status", String(8), nullable=False, default="closed"),
+    Column("record_assurance", Integer, nullable=False, default=0),
     Column("issued_unix_ms", BigInteger, nullable=False),
 )
 
@@ -93,8 +99,13 @@ snapshots = sa.Table(
     "snapshots",
     metadata,
     Column("version", BigInteger, primary_key=True, autoincrement=False),
-    Column("size", BigInteger, nullable=False),
-    Column("sha256", LargeBinary(32), nullable=False),
+    # The header's terms, its nonce among them: from them and the tokens' records the same file is made again.
+    Column("terms", String, nullable=False),
+    # Released as soon as it is signed, without anybody asking for it.
+    Column("automatic", Boolean, nullable=False),
+    # Both set when it is released; a version that never was is skipped.
+    Column("size", BigInteger),
+    Column("sha256", LargeBinary(32)),
     Column("record_count", BigInteger, nullable=False),
     Column("valid_from_unix_s", BigInteger, nullable=False),
     Column("refresh_after_unix_s", BigInteger, nullable=False),
@@ -106,8 +117,8 @@ publications = sa.Table(
     metadata,
     Column("account_id", ForeignKey("accounts.id"), nullable=False, index=True),
     Column("token_id", ForeignKey("tokens.id"), primary_key=True),
-    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
-    Column("snapshot_version", ForeignKey("snapshots.version"), nullable=False),
+    Column("snapshot_version", ForeignKey("snapshots.version"), primary_key=True, autoincrement=False),
+    Column("sequence", BigInteger, nullable=False),
     Column("highest", BigInteger, nullable=False),
     Column("ceiling", BigInteger, nullable=False),
     Column("valid_until_unix_s", BigInteger, nullable=False),

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pos_gateway.errors import AuthenticationFailed, InvalidInput, InvalidSnapshot
 from pos_gateway.limits.record import MAX_U32, NONCE_BYTES
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_SIGNATURES: Final = 16
 MAX_KEY_ID_CHARACTERS: Final = 64
@@ -101,7 +101,7 @@ class SnapshotTerms:
         if self.base_version is not None:
             _integer(self.base_version, "base_version", 1, self.version - 1)
         if self.offers != ():
-            raise InvalidSnapshot("format 1 defines no offers", where="header field offers")
+            raise InvalidSnapshot(f"format {FORMAT} defines no offers", where="header field offers")
         for identifier, serial in self.revoked_certificates:
             _bytes(identifier, "revoked_certificates", _ISSUER_IDENTIFIER_BYTES)
             _bytes(serial, "revoked_certificates", _CERTIFICATE_SERIAL_BYTES)
@@ -144,7 +144,7 @@ class SnapshotHeader(SnapshotTerms):
     def from_bytes(cls, data: bytes) -> SnapshotHeader:
         """
         Raises:
-            InvalidSnapshot: not canonical JSON of exactly the fields of format 1; names the field.
+            InvalidSnapshot: not canonical JSON of exactly the fields of this format; names the field.
         """
         document = _object(data)
         _integer(document.pop("format", None), "format", FORMAT, FORMAT)

@@ -1,7 +1,7 @@
 """One record's proof: that it stands in a signed snapshot, checked with public keys alone.
 
     "PGLPROOF" ‖ head of the snapshot ‖ record (36) ‖ nodes from the root to the one above the bucket
-    ‖ hash of the bucket's records (32) ‖ place of the record in its bucket (u32) ‖ its blind (32)
+    ‖ index of the bucket (320) ‖ place of the record in its bucket (u32) ‖ its blind (16)
     ‖ for each level of the record tree, the other hashes of its group (32 each)
 
 Every length follows from what was verified before it. Beside the record it shows the header, how many
@@ -21,19 +21,24 @@ from pos_gateway.limits.header import HASH_BYTES, SnapshotHeader
 from pos_gateway.limits.record import RECORD_BYTES, TOKEN_KEY_BYTES, LimitRecord
 from pos_gateway.limits.snapshot import ReadAt, Snapshot, read_exactly, read_head
 from pos_gateway.limits.tree import (
+    BLIND_BYTES,
     GROUP,
+    INDEX_BYTES,
+    RECORDS_AT,
+    SALT_BYTES,
     Shape,
     bucket_hash,
     decode_node,
     group_hashes,
     node_hash,
-    record_blind,
+    record_blinds,
     record_hash,
     record_hashes,
-    records_hash,
 )
 
 MAGIC: Final = b"PGLPROOF"
+MAX_PROOF_BYTES: Final = 256 * 1024
+"""More than any proof has: the head is at most 68 KiB, four levels of nodes 18 KiB."""
 _PLACE: Final = struct.Struct(">I")
 
 
@@ -47,13 +52,15 @@ def prove(snapshot: Snapshot, token_key: bytes) -> bytes:
     if record is None:
         raise NotFound("this token has no record in the snapshot")
     bucket = Shape(snapshot.header.bucket_bits).bucket_of(token_key)
-    _, records = snapshot.bucket(bucket)
-    hashes = record_hashes(records)
+    data = snapshot.bucket(bucket).data
+    salt, index, records = data[:SALT_BYTES], data[SALT_BYTES:RECORDS_AT], data[RECORDS_AT:]
+    hashes = record_hashes(records, salt)
     place = [records[at : at + TOKEN_KEY_BYTES] for at in range(0, len(records), RECORD_BYTES)].index(
         token_key
     )
     parts = [MAGIC, snapshot.head, record.to_bytes(), *snapshot.path(bucket)]
-    parts += [records_hash(records), _PLACE.pack(place), record_blind(records, place)]
+    blinds = record_blinds(salt, len(hashes))
+    parts += [index, _PLACE.pack(place), blinds[place * BLIND_BYTES : (place + 1) * BLIND_BYTES]]
     while True:
         first = place - place % GROUP
         parts += hashes[first:place] + hashes[place + 1 : first + GROUP]
@@ -69,9 +76,11 @@ def verify_proof(
 
     Raises:
         InvalidSnapshot: not a proof, truncated, or with something appended.
-        AuthenticationFailed: step `snapshot signature`, `snapshot root`, `snapshot node` or
-            `snapshot record`.
+        AuthenticationFailed: step `snapshot signature`, `snapshot root`, `snapshot node`,
+            `snapshot bucket` or `snapshot record`.
     """
+    if len(data) > MAX_PROOF_BYTES:
+        raise InvalidSnapshot(f"more than {MAX_PROOF_BYTES} bytes", where="proof")
     if not data.startswith(MAGIC):
         raise InvalidSnapshot("not a proof of a limit record", where="byte 0")
     head = read_head(_from(data, len(MAGIC)))
@@ -93,11 +102,13 @@ def verify_proof(
         child = shape.child_of(level, bucket)
         expected, count = hashes[child * HASH_BYTES : (child + 1) * HASH_BYTES], counts[child]
 
-    hash_of_records = rest.take(HASH_BYTES, "hash of the bucket")
+    index = rest.take(INDEX_BYTES, "index of the bucket")
+    if bucket_hash(index) != expected:
+        raise AuthenticationFailed("the index of its bucket is not the signed one", step="snapshot bucket")
     (place,) = _PLACE.unpack(rest.take(_PLACE.size, "place"))
     if place >= count:
         raise InvalidSnapshot(f"place {place} in a bucket of {count}", where="place")
-    proven = record_hash(record.to_bytes(), rest.take(HASH_BYTES, "blind"))
+    proven = record_hash(record.to_bytes(), rest.take(BLIND_BYTES, "blind"))
     while True:
         first = place - place % GROUP
         group = [rest.take(HASH_BYTES, "group hash") for _ in range(min(GROUP, count - first) - 1)]
@@ -106,7 +117,7 @@ def verify_proof(
         count, place = -(-count // GROUP), place // GROUP
         if count == 1:
             break
-    if bucket_hash(hash_of_records, proven) != expected:
+    if proven != index[:HASH_BYTES]:
         raise AuthenticationFailed("the record is not the signed one", step="snapshot record")
     rest.end()
     return header, record

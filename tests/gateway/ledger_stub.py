@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -23,14 +22,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class LedgerStub:
-    """Its routes can be replaced while it runs: set `on_present`, `on_latest`, `on_download`, `on_other`."""
+    """Its routes can be replaced while it runs: set `on_present`, `on_file`, `on_other`; `repository` is
+    the folder it serves."""
 
     def __init__(self) -> None:
-        self.published: dict[int, bytes] = {}
+        self.repository: Path | None = None
+        self.requests: list[tuple[str, str]] = []
         self.bodies: list[bytes] = []
         self.on_present: Handler = self.post_all
-        self.on_latest: Handler = self.latest
-        self.on_download: Handler = self.download
+        self.on_file: Handler = self.file
         self.on_other: Handler = self.health
         self.url = ""
         self.fingerprint = b""
@@ -45,16 +45,14 @@ class LedgerStub:
         self.bodies.append(await request.read())
         return [Record.from_wire(raw) for raw in (await request.json())["records"]]
 
-    async def latest(self, request: web.Request) -> web.StreamResponse:
-        if not self.published:
-            return web.json_response({"error": {"code": "not_found", "reason": "none yet"}}, status=404)
-        version = max(self.published)
-        data = self.published[version]
-        digest = hashlib.sha256(data).hexdigest()
-        return web.json_response({"version": version, "size": len(data), "sha256": digest})
+    async def file(self, request: web.Request) -> web.StreamResponse:
+        path = self.path(request)
+        if path is None or not path.is_file():
+            raise web.HTTPNotFound
+        return web.FileResponse(path)
 
-    async def download(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(body=self.published[int(request.match_info["version"])])
+    def path(self, request: web.Request) -> Path | None:
+        return self.repository / request.match_info["path"] if self.repository else None
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         return web.json_response({"status": "ok", "time_unix_ms": 1})
@@ -67,19 +65,16 @@ class LedgerStub:
         async def present(request: web.Request) -> web.StreamResponse:
             return await self.on_present(request)
 
-        async def latest(request: web.Request) -> web.StreamResponse:
-            return await self.on_latest(request)
-
-        async def download(request: web.Request) -> web.StreamResponse:
-            return await self.on_download(request)
+        async def file(request: web.Request) -> web.StreamResponse:
+            self.requests.append((request.match_info["path"], request.headers.get("Range", "")))
+            return await self.on_file(request)
 
         async def other(request: web.Request) -> web.StreamResponse:
             return await self.on_other(request)
 
         app = web.Application(client_max_size=1 << 26)
         app.router.add_post("/v1/presentments", present)
-        app.router.add_get("/v1/snapshots/latest", latest)
-        app.router.add_get("/v1/snapshots/{version}", download)
+        app.router.add_get("/v1/tuf/{path:.+}", file)
         app.router.add_route("*", "/{tail:.*}", other)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()

@@ -14,9 +14,10 @@ from uuid import UUID, uuid4
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from pos_gateway.errors import ReaderUnavailable
+from pos_gateway.errors import InvalidMessage, ReaderUnavailable
 from pos_gateway.gateway.api import Parts, build_app
 from pos_gateway.gateway.events import Event, Hub
+from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.lane import Lane, PaymentView
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.program import now_unix_ms
@@ -115,7 +116,13 @@ async def counter(tmp_path: Path, ledger_home: Path) -> AsyncIterator[Counter]:
                 now_unix_ms(),
             )
 
-        app = build_app(Parts(payments, hub, tell, lambda: None))
+        def fetch(folder: Path) -> dict[str, Any]:
+            return {"changed": shop.feed.refresh(FolderRepository(folder))}
+
+        def confirm(time_unix_ms: int) -> dict[str, Any]:
+            raise InvalidMessage("before the enrolment", where="time_unix_ms")
+
+        app = build_app(Parts(payments, hub, tell, lambda: None, fetch, confirm))
         async with TestClient(TestServer(app)) as client:
             yield Counter(shop, reader, payments, client)
             hub.close()
@@ -320,6 +327,25 @@ async def test_no_answer_tells_a_token_number(counter: Counter) -> None:
     assert personalisation.pan[-4:].encode() in told
     assert personalisation.pan.encode() not in told
     assert str(personalisation.counter).encode() not in told
+
+
+async def test_limits_come_from_a_folder_too(counter: Counter) -> None:
+    counter.shop.issue(limit_minor=30_000)
+    counter.shop.ledger.publish()
+    stick = {"folder": str(counter.shop.ledger.repository.folder)}
+    async with counter.client.post("/v1/limits", json=stick) as response:
+        assert (response.status, await response.json()) == (200, {"changed": True})
+    async with counter.client.get("/v1/status") as response:
+        assert (await response.json())["snapshot"]["version"] == 1
+    async with counter.client.post("/v1/limits", json={"folder": "/nowhere"}) as response:
+        assert response.status >= 400
+        assert (await response.json())["error"]["reason"]
+
+
+async def test_a_refused_time_is_said_why(counter: Counter) -> None:
+    async with counter.client.post("/v1/clock", json={"time_unix_ms": 1}) as response:
+        assert response.status == 400
+        assert "before the enrolment" in (await response.json())["error"]["reason"]
 
 
 async def test_a_watcher_that_leaves_disturbs_nobody(counter: Counter, card: VirtualCard) -> None:

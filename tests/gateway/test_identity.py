@@ -74,8 +74,8 @@ def test_a_broken_enrolment_names_the_field_and_not_its_value(tmp_path: Path) ->
     )
     assert repr(secret) not in repr(enrolled)
     store_enrolment(path, enrolled)
-    path.write_text(path.read_text().replace('"snapshot_threshold": 1', '"snapshot_threshold": "TOPSECRET"'))
-    with pytest.raises(InvalidConfiguration, match=r"enrolment\.snapshot_threshold") as caught:
+    path.write_text(path.read_text().replace('"token_key_epoch": 1', '"token_key_epoch": "TOPSECRET"'))
+    with pytest.raises(InvalidConfiguration, match=r"enrolment\.token_key_epoch") as caught:
         load_enrolment(path)
     assert "TOPSECRET" not in str(caught.value)
     path.chmod(0o604)

@@ -23,6 +23,7 @@ from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.synchroniser import Line, Synchroniser, SynchroniserState, backoff_s
 from pos_gateway.records import Kind, Verdict, verify_batch
+from tests.gateway.issuer import Issuer
 from tests.gateway.journalling import GATEWAY_ID, KEY, NOW_UNIX_MS, new_id, open_journal, sale
 from tests.gateway.ledger_stub import LedgerStub
 from tests.gateway.snapshots import enrolment, snapshot
@@ -79,7 +80,9 @@ class Shop:
 async def test_the_queue_is_presented_in_order_and_limits_are_refreshed(
     tmp_path: Path, journal: Journal, ledger: LedgerStub
 ) -> None:
-    ledger.published[1] = snapshot(1)
+    issuer = Issuer(tmp_path / "repository")
+    issuer.publish(1, snapshot(1))
+    ledger.repository = issuer.folder
     async with ledger.client() as client:
         shop = Shop(tmp_path, journal, client)
         await shop.synchroniser.synchronise()
@@ -241,7 +244,9 @@ async def test_an_answer_that_does_not_match_the_batch_acknowledges_nothing(
 async def test_a_refused_snapshot_does_not_keep_money_from_being_presented(
     tmp_path: Path, journal: Journal, ledger: LedgerStub
 ) -> None:
-    ledger.published[1] = b"no snapshot"
+    issuer = Issuer(tmp_path / "repository")
+    issuer.publish(1, b"no snapshot")
+    ledger.repository = issuer.folder
     async with ledger.client() as client:
         shop = Shop(tmp_path, journal, client)
         await shop.synchroniser.synchronise()

@@ -82,7 +82,7 @@ async def test_enrol_fetch_limits_and_present(tmp_path: Path) -> None:
                     await synchroniser.synchronise()
                     current = feed.current()
                     assert current is not None
-                    assert current.header.count == 1
+                    assert current.newest.count == 1
                     assert journal.exposure.count == 0
                     assert [refusal.verdict for refusal in journal.view.refused] == [Verdict.INVALID] * 3
                     assert all(refusal.reason for refusal in journal.view.refused)
@@ -91,7 +91,7 @@ async def test_enrol_fetch_limits_and_present(tmp_path: Path) -> None:
                     with pytest.raises(AuthenticationFailed):
                         await client.present(enrolment.gateway_id, journal.records(0, 1), stranger)
             async with LedgerClient(url, fingerprint) as client:
-                await client.latest_snapshot()
+                await client.ledger_time_unix_ms()
         async with LedgerClient(url, fingerprint) as client:
             with pytest.raises(LedgerUnreachable):
-                await client.latest_snapshot()
+                await client.ledger_time_unix_ms()

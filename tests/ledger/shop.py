@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from tuf.api.metadata import Metadata, Root
 
+from pos_gateway.distribution import LimitKeys
 from pos_gateway.emv.apdu import CryptogramKind
 from pos_gateway.emv.application import AID, NO_PLAN, Iad, Sale
 from pos_gateway.emv.authentication import authenticate_card, authenticate_cryptogram
@@ -64,9 +66,9 @@ class Shop:
     def limit(self, pan: str, psn: int) -> tuple[LimitRecord, bytes]:
         """The record in the latest snapshot, verified, and its digest."""
         path = self.ledger.latest_snapshot().path
-        keys = {k.id: Ed25519PublicKey.from_public_bytes(k.public_key) for k in self.enrolment.snapshot_keys}
+        trusted = LimitKeys.of(Metadata[Root].from_bytes(self.enrolment.trusted_root).signed)
         with SnapshotFile(path) as file:
-            snapshot = Snapshot.open(file.read_at, file.size, keys, self.enrolment.snapshot_threshold)
+            snapshot = Snapshot.open(file.read_at, file.size, trusted.keys, trusted.threshold)
             record = snapshot.lookup(token_key(self.enrolment.token_key_secret, pan, psn))
             assert record is not None
             self.snapshot_version = snapshot.header.version

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import hashlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -102,14 +101,10 @@ async def test_enrol_fetch_tap_present(ledger: Ledger, line: Line, icc_key: rsa.
     assert "used already" in answer["error"]["reason"]
     assert answer["error"]["advice"]
 
-    _, latest = await line.get("/v1/snapshots/latest")
     content = published.path.read_bytes()
-    assert json.loads(latest) == {
-        "version": 1,
-        "size": len(content),
-        "sha256": hashlib.sha256(content).hexdigest(),
-    }
-    assert await line.get("/v1/snapshots/1") == (200, content)
+    assert await line.get(f"/v1/tuf/targets/{published.path.name}") == (200, content)
+    status, root = await line.get("/v1/tuf/metadata/1.root.json")
+    assert (status, root) == (200, enrolment.trusted_root)
 
     shop = Shop(ledger, enrolment, key)
     record = shop.tap(card, 1930)
@@ -124,20 +119,22 @@ async def test_enrol_fetch_tap_present(ledger: Ledger, line: Line, icc_key: rsa.
 
 
 async def test_a_download_can_be_resumed(ledger: Ledger, line: Line) -> None:
-    content = ledger.publish().path.read_bytes()
-    assert await line.get("/v1/snapshots/1", headers={"Range": "bytes=100-"}) == (206, content[100:])
-    assert await line.get("/v1/snapshots/1", headers={"Range": "bytes=0-9"}) == (206, content[:10])
-    status, _ = await line.get("/v1/snapshots/1", headers={"Range": f"bytes={len(content)}-"})
+    path = ledger.publish().path
+    content, url = path.read_bytes(), f"/v1/tuf/targets/{path.name}"
+    assert await line.get(url, headers={"Range": "bytes=100-"}) == (206, content[100:])
+    assert await line.get(url, headers={"Range": "bytes=0-9"}) == (206, content[:10])
+    status, _ = await line.get(url, headers={"Range": f"bytes={len(content)}-"})
     assert status == 416
 
 
 @pytest.mark.parametrize(
     ("path", "status"),
     [
-        ("/v1/snapshots/latest", 404),
-        ("/v1/snapshots/7", 404),
-        ("/v1/snapshots/..%2Fledger.db", 404),
-        ("/v1/snapshots/1x", 404),
+        ("/v1/tuf/metadata/2.root.json", 404),
+        ("/v1/tuf/metadata/..%2F..%2Fledger.db", 404),
+        ("/v1/tuf/targets/.limits-1.snapshot.new", 404),
+        ("/v1/tuf/targets/", 404),
+        ("/v1/tuf/keys/tls.pem", 404),
         ("/v1/presentments", 405),
         ("/", 404),
     ],
@@ -228,8 +225,8 @@ async def test_an_unforeseen_failure_tells_the_client_nothing(
     def fail() -> None:
         raise RuntimeError("secret inside")
 
-    monkeypatch.setattr(ledger, "latest_snapshot", fail)
-    status, body = await line.get("/v1/snapshots/latest")
+    monkeypatch.setattr(ledger, "now_unix_ms", fail)
+    status, body = await line.get("/v1/health")
     assert (status, json.loads(body)["error"]["code"]) == (500, "internal")
     assert b"secret" not in body
     printed = capsys.readouterr()

@@ -153,10 +153,13 @@ def test_a_token_needs_an_account_and_a_life_within_the_issuers(
 
 
 def test_key_files_are_their_owners_alone(template: Path) -> None:
-    files = list((template / "keys").iterdir())
-    assert {f.name for f in files} >= {"ca.pem", "issuer.pem", "master.json", "snapshot-1.pem", "tls.pem"}
+    files = [path for path in (template / "keys").rglob("*") if path.is_file()]
+    assert {f.name for f in files} >= {"ca.pem", "issuer.pem", "master.json", "tls.pem"}
+    roles = {f.name.partition("-")[0] for f in files if f.parent.name == "signing"}
+    assert roles == {"root", "targets", "snapshot", "timestamp", "limits"}
     assert all(stat.S_IMODE(f.stat().st_mode) == 0o600 for f in files)
-    assert stat.S_IMODE((template / "keys").stat().st_mode) == 0o700
+    for folder in ("keys", "keys/signing"):
+        assert stat.S_IMODE((template / folder).stat().st_mode) == 0o700
     assert stat.S_IMODE(template.stat().st_mode) == 0o700
 
 
@@ -166,7 +169,7 @@ def test_a_key_file_that_others_can_read_is_refused(ledger: Ledger) -> None:
         Ledger.open(ledger.home)
 
 
-@pytest.mark.parametrize("name", ["ca.pem", "master.json", "token.json", "snapshot-1.pem", "sealing.pem"])
+@pytest.mark.parametrize("name", ["ca.pem", "master.json", "token.json", "sealing.pem"])
 def test_a_damaged_or_missing_key_file_is_named_without_its_content(ledger: Ledger, name: str) -> None:
     path = ledger.home / "keys" / name
     path.write_text("secret-looking rubbish")

@@ -21,7 +21,7 @@ from pos_gateway.limits.snapshot import (
     SnapshotTerms,
     encode_head,
 )
-from pos_gateway.limits.tree import node_hash
+from pos_gateway.limits.tree import Bucket, Shape, encode_bucket, encode_node, node_hash
 
 
 def signing_key(name: str) -> Ed25519PrivateKey:
@@ -85,6 +85,14 @@ def opened(data: bytes, *, keys: Mapping[str, Ed25519PublicKey] = KEYS, threshol
 
 def version(number: int) -> SnapshotTerms:
     return replace(TERMS, version=number)
+
+
+def one_bucket(*records: LimitRecord) -> Bucket:
+    return encode_bucket(Shape(0), 0, b"".join(record.to_bytes() for record in records))
+
+
+def node_over(*buckets: Bucket) -> bytes:
+    return encode_node([bucket.hash for bucket in buckets], [bucket.count for bucket in buckets])
 
 
 def signed_over(root_node: bytes, count: int, bucket_bits: int, rest: bytes) -> bytes:

@@ -9,15 +9,16 @@ from hypothesis import strategies as st
 from pos_gateway.errors import AuthenticationFailed, InvalidSnapshot, NotFound
 from pos_gateway.limits.proof import MAGIC, prove, verify_proof
 from pos_gateway.limits.tree import (
-    bucket_hash,
+    BLIND_BYTES,
+    INDEX_BYTES,
+    RECORDS_AT,
+    SALT_BYTES,
     encode_node,
-    record_blind,
+    record_blinds,
     record_hash,
     record_hashes,
-    record_root,
-    records_hash,
 )
-from tests.limits.making import KEYS, built, opened, signed_over, signing_key, some_records
+from tests.limits.making import KEYS, built, one_bucket, opened, signed_over, signing_key, some_records
 
 
 @settings(max_examples=60, deadline=None)
@@ -72,27 +73,41 @@ def test_another_record_in_place_of_the_proven_one() -> None:
 
 
 def test_counts_that_do_not_add_up() -> None:
-    record = some_records(1)[0].to_bytes()
-    root = record_root(record)
-    node = encode_node([bucket_hash(records_hash(record), root)], [1])
+    record = some_records(1)[0]
+    bucket = one_bucket(record)
+    salt, index = bucket.data[:SALT_BYTES], bucket.data[SALT_BYTES:RECORDS_AT]
+    node = encode_node([bucket.hash], [1])
     head = signed_over(node, 2, 0, b"")[: -len(node)]
-    proof = MAGIC + head + record + node + records_hash(record) + bytes(4) + record_blind(record, 0)
+    proof = MAGIC + head + record.to_bytes() + node + index + bytes(4) + record_blinds(salt, 1)
     with pytest.raises(InvalidSnapshot, match="do not add up"):
         verify_proof(proof, KEYS, 2)
 
 
 def test_a_hash_in_a_proof_confirms_no_guess() -> None:
+    """Whoever has the proof knows everything but the neighbour's record, and guesses that rightly."""
     limits = sorted(some_records(2))
-    proof = prove(opened(built(limits)), limits[0].token_key)
-    neighbour = limits[1].to_bytes()
-    own_blind = proof[-64:-32]
-    for guess in (
-        record_hash(neighbour, b""),
-        record_hash(neighbour, own_blind),
-        record_hashes(neighbour)[0],
-    ):
-        assert guess not in proof
-    assert record_hash(limits[0].to_bytes(), own_blind) == record_hashes(limits[0].to_bytes() + neighbour)[0]
+    snapshot = opened(built(limits))
+    proof = prove(snapshot, limits[0].token_key)
+    own, neighbour = limits[0].to_bytes(), limits[1].to_bytes()
+    own_blind, sibling = proof[-BLIND_BYTES - 32 : -32], proof[-32:]
+    salt = snapshot.bucket(0).data[:SALT_BYTES]
+    assert record_hash(own, own_blind) == record_hashes(own + neighbour, salt)[0]
+    assert sibling == record_hashes(own + neighbour, salt)[1]
+    for blind in (b"", bytes(BLIND_BYTES), own_blind):
+        assert record_hash(neighbour, blind) != sibling
+    assert salt not in proof
+    assert record_blinds(salt, 2)[BLIND_BYTES:] not in proof
+
+
+@pytest.mark.parametrize("bucket_bits", [0, 3])
+def test_a_proof_holds_what_the_document_says_and_nothing_more(bucket_bits: int) -> None:
+    limits = some_records(300)
+    snapshot = opened(built(limits, bucket_bits=bucket_bits))
+    for record in limits[:20]:
+        proof = prove(snapshot, record.token_key)
+        hashes = len(proof) - len(MAGIC + snapshot.head) - 36 - 36 * 2**bucket_bits - INDEX_BYTES - 4 - 16
+        assert hashes % 32 == 0
+        assert 0 < hashes // 32 <= 15 + 15 + 1
 
 
 def test_a_stranger_proves_nothing() -> None:

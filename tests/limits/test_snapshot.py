@@ -96,21 +96,31 @@ def test_opening_reads_the_same_few_bytes_whatever_the_size() -> None:
     assert sum(costs[0]) < 8192
 
 
-def test_a_warm_lookup_reads_its_bucket_only() -> None:
+def test_a_warm_lookup_reads_once_and_no_more_than_its_bucket() -> None:
     limits = some_records(3000)
-    data, reads = built(limits, bucket_bits=9), list[int]()
+    data, reads = built(limits, bucket_bits=5), list[int]()
 
     def read_at(offset: int, length: int) -> bytes:
-        reads.append(offset)
+        reads.append(length)
         return data[offset : offset + length]
 
     snapshot = Snapshot.open(read_at, len(data), KEYS, 2)
-    for record in limits:
-        snapshot.lookup(record.token_key)
+    snapshot.load_nodes()
     reads.clear()
     for record in limits:
-        snapshot.lookup(record.token_key)
-    assert len(reads) == len(limits)
+        assert snapshot.lookup(record.token_key) == record
+    assert len(reads) < 1.1 * len(limits)
+    assert sum(reads) < 0.8 * len(limits) * len(data) / 32
+
+
+def test_a_cell_that_ends_far_beyond_its_share() -> None:
+    """All of a bucket's records in its first cells: the second read gets what the first did not."""
+    crowd = [record._replace(token_key=b"\x05" + record.token_key[1:]) for record in some_records(90)]
+    snapshot = opened(built(crowd, bucket_bits=0))
+    for record in crowd:
+        assert snapshot.lookup(record.token_key) == record
+    assert snapshot.lookup(b"\x05" + bytes(15)) is None
+    assert snapshot.lookup(b"\x25" + bytes(15)) is None
 
 
 def test_two_records_of_one_token_are_refused() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from pos_gateway.errors import AuthenticationFailed, InvalidInput, InvalidSnapshot
-from pos_gateway.limits.header import MAX_HEADER_BYTES, sign_header, verify_header
+from pos_gateway.limits.header import FORMAT, MAX_HEADER_BYTES, sign_header, verify_header
 from pos_gateway.limits.snapshot import (
     Freshness,
     SnapshotHeader,
@@ -81,7 +81,7 @@ def test_a_mistyped_field_is_named(name: str, value: object) -> None:
         {"root": "00" * 31},
         {"root": "FF" * 32},
         {"revoked_certificates": [["91560001", "0000"]]},
-        {"format": 2},
+        {"format": FORMAT + 1},
     ],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, object]) -> None:

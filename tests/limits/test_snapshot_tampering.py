@@ -13,15 +13,30 @@ from pos_gateway.errors import AuthenticationFailed, InvalidSnapshot
 from pos_gateway.limits.record import LimitRecord
 from pos_gateway.limits.snapshot import PREFIX
 from pos_gateway.limits.tree import (
+    CELL_ENDS_AT,
+    CELL_HASHES_AT,
+    RECORDS_AT,
+    SALT_BYTES,
+    Bucket,
     Shape,
     bucket_hash,
-    build_tree,
+    cell_hash,
+    encode_bucket,
     encode_node,
     node_hash,
     record_root,
-    records_hash,
 )
-from tests.limits.making import SIGNERS, built, opened, signed_over, signing_key, some_records, version
+from tests.limits.making import (
+    SIGNERS,
+    built,
+    node_over,
+    one_bucket,
+    opened,
+    signed_over,
+    signing_key,
+    some_records,
+    version,
+)
 
 REFUSALS = (InvalidSnapshot, AuthenticationFailed)
 
@@ -30,16 +45,16 @@ def flipped(data: bytes, at: int, mask: int) -> bytes:
     return data[:at] + bytes([data[at] ^ mask]) + data[at + 1 :]
 
 
-@pytest.mark.parametrize("bucket_bits", [0, 4])
+@pytest.mark.parametrize("bucket_bits", [0, 2])
 def test_every_byte_changed(bucket_bits: int) -> None:
-    """Head and root: refused at opening. A bucket: its tokens are refused, all others keep their
-    answers (their buckets' hashes hang on the signed root without it). Whole verification always finds it."""
+    """Head and root: refused at opening. A bucket's index: its tokens are refused. A record: those of its
+    cell are. All others keep their answers. Whole verification always finds it."""
     limits, shape, random = some_records(50), Shape(bucket_bits), Random(4)
     data = built(limits, bucket_bits=bucket_bits)
     buckets_at = len(data) - shape.body_bytes(50) + shape.tree_bytes
     answers: dict[bytes, LimitRecord | None] = {record.token_key: record for record in limits}
-    for bucket in range(shape.buckets):
-        answers[bytes([bucket << (8 - bucket_bits) & 0xFF]) + bytes(15)] = None
+    for cell in range(8 << bucket_bits):
+        answers[(cell << (29 - bucket_bits)).to_bytes(4, "big") + bytes(12)] = None
     for at in range(len(data)):
         changed = flipped(data, at, random.randrange(1, 256))
         if at < buckets_at:
@@ -51,8 +66,9 @@ def test_every_byte_changed(bucket_bits: int) -> None:
             try:
                 assert snapshot.lookup(key) == answer
             except REFUSALS:
-                refused.add(shape.bucket_of(key))
-        assert len(refused) == 1, f"byte {at}"
+                refused.add((shape.bucket_of(key), shape.cell_of(key)))
+        assert len({bucket for bucket, _ in refused}) == 1, f"byte {at}"
+        assert len(refused) in (1, 8), f"byte {at}"
         with pytest.raises(REFUSALS):
             list(snapshot.records())
 
@@ -61,7 +77,7 @@ def test_every_byte_changed(bucket_bits: int) -> None:
 def test_bytes_changed_in_a_tree_of_several_levels(seed: int) -> None:
     random, limits = Random(seed), some_records(50)
     data = built(limits, bucket_bits=8)
-    for at in random.sample(range(len(data)), 1200):
+    for at in random.sample(range(len(data)), 400):
         changed = flipped(data, at, random.randrange(1, 256))
         with pytest.raises(REFUSALS):
             list(opened(changed).records())
@@ -144,7 +160,7 @@ def test_the_same_signature_twice() -> None:
     ("at", "value", "reason"),
     [
         (0, b"PGLIMITZ", "not a limit snapshot"),
-        (8, b"\0\2", "format 2"),
+        (8, b"\0\1", "format 1"),
         (10, b"\0\0", "0 signatures"),
         (10, b"\xff\xff", "65535 signatures"),
         (12, b"\0\0\0\0", "header of 0 bytes"),
@@ -158,38 +174,45 @@ def test_a_prefix_out_of_bounds(at: int, value: bytes, reason: str) -> None:
 
 
 def test_counts_that_do_not_add_up() -> None:
-    body = some_records(1)[0].to_bytes()
-    root_node = encode_node([bucket_hash(records_hash(body), record_root(body))], [2])
+    bucket = one_bucket(some_records(1)[0])
     with pytest.raises(InvalidSnapshot, match="do not add up"):
-        opened(signed_over(root_node, 1, 0, record_root(body) + body))
+        opened(signed_over(encode_node([bucket.hash], [2]), 1, 0, bucket.data))
 
 
 def test_counts_that_overflow() -> None:
     root_node = encode_node([bytes(32)] * 2, [(1 << 32) - 1] * 2)
     with pytest.raises(InvalidSnapshot, match="overflow"):
-        opened(signed_over(root_node, 0, 1, bytes(64)))
+        opened(signed_over(root_node, 0, 1, bytes(2 * RECORDS_AT)))
 
 
-@pytest.mark.parametrize("fault", ["order", "bucket", "record root", "status", "twice"])
+@pytest.mark.parametrize("fault", ["order", "bucket", "status", "twice", "salt", "record root", "ends"])
 def test_whole_verification_finds_what_an_issuer_signed_wrongly(fault: str) -> None:
     first, second = (record.to_bytes() for record in sorted(some_records(40))[::39])
-    bodies = [first, second]
-    if fault == "order":
-        bodies = [b"", bytes([0xFF]) * 16 + second[16:] + second]
-    if fault == "twice":
-        bodies = [first + first, b""]
-    if fault == "bucket":
-        bodies = [second, b""]
-    if fault == "status":
-        bodies = [first[:32] + b"\x09" + first[33:], second]
-    roots = [record_root(body) for body in bodies]
+    bodies = {
+        "order": [b"", bytes([0xFF]) * 16 + second[16:] + second],
+        "twice": [first + first, b""],
+        "bucket": [second, b""],
+        "status": [first[:32] + b"\x09" + first[33:], second],
+    }.get(fault, [first, second])
+    shape = Shape(1)
+    buckets = [encode_bucket(shape, number, body) for number, body in enumerate(bodies)]
+    data = bytearray(buckets[0].data)
+    if fault == "salt":
+        data[:SALT_BYTES] = bytes(SALT_BYTES)
+        records = [first if cell == shape.cell_of(first) else b"" for cell in range(8)]
+        for cell, body in enumerate(records):
+            at = SALT_BYTES + CELL_HASHES_AT + 32 * cell
+            data[at : at + 32] = cell_hash(bytes(SALT_BYTES), body)
     if fault == "record root":
-        roots[0] = bytes(32)
-    shape, counts = Shape(1), [len(body) // 36 for body in bodies]
-    hashes = [bucket_hash(records_hash(body), root) for body, root in zip(bodies, roots, strict=True)]
-    nodes, _ = build_tree(shape, hashes, counts)
-    rest = b"".join(root + body for root, body in zip(roots, bodies, strict=True))
-    snapshot = opened(signed_over(nodes, sum(counts), 1, rest))
+        data[SALT_BYTES : SALT_BYTES + 32] = bytes(32)
+    if fault == "ends":
+        data[SALT_BYTES + CELL_ENDS_AT : RECORDS_AT] = bytes(32)
+        for cell in range(8):
+            at = SALT_BYTES + CELL_HASHES_AT + 32 * cell
+            data[at : at + 32] = cell_hash(bytes(data[:SALT_BYTES]), b"")
+    buckets[0] = Bucket(bytes(data), bucket_hash(bytes(data[SALT_BYTES:RECORDS_AT])), buckets[0].count)
+    rest = b"".join(bucket.data for bucket in buckets)
+    snapshot = opened(signed_over(node_over(*buckets), sum(b.count for b in buckets), 1, rest))
     with pytest.raises(InvalidSnapshot):
         list(snapshot.records())
 
@@ -197,9 +220,10 @@ def test_whole_verification_finds_what_an_issuer_signed_wrongly(fault: str) -> N
 def test_hashes_of_different_kinds_never_meet() -> None:
     data = bytes(64)
     kinds = {
-        bucket_hash(bytes(32), bytes(32)),
+        bucket_hash(data),
+        cell_hash(data, b""),
         node_hash(data),
-        record_root(bytes(36)),
+        record_root(data[:36], data[:16]),
         hashlib.sha256(data).digest(),
     }
-    assert len(kinds) == 4
+    assert len(kinds) == 5

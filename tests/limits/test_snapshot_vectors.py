@@ -7,14 +7,18 @@ is a change of the format and needs a new format number.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from pos_gateway.limits.delta import changed_records
+from pos_gateway.limits.merge import Merge
 from pos_gateway.limits.proof import prove, verify_proof
 from pos_gateway.limits.record import LimitRecord, Status, token_key
 from pos_gateway.limits.snapshot import Snapshot, SnapshotHeader
@@ -82,6 +86,32 @@ def test_the_token_key_vector() -> None:
     assert token_key(secret, vector["pan"], vector["psn"]).hex() == vector["token_key"]
 
 
+def updated() -> tuple[list[LimitRecord], bytes, bytes]:
+    """The records of version 8, the delta that leads to them from `small`, and version 8 whole."""
+    _, one, two, new = numbered(4)
+    records = [numbered(1)[0], one._replace(ceiling=150_000, sequence=4), new]
+    records.append(two._replace(ceiling=0, status=Status.CLOSED))
+    terms = replace(TERMS, version=8, nonce=b"\x08" * 16)
+    changes = changed_records(sorted(numbered(3)), sorted([*records[:3]]))
+    delta = built(changes, terms=replace(terms, base_version=7), signers=SIGNERS)
+    return records, delta, built(records, terms=terms, signers=SIGNERS)
+
+
+def test_the_update_vector() -> None:
+    vector, keys = VECTORS["update"], {key_id: key.public_key() for key_id, key in SIGNERS.items()}
+    records, delta, whole = updated()
+    assert delta.hex() == vector["delta"]
+    assert opened(whole, keys=keys).head.hex() == vector["head"]
+    base, file = bytes.fromhex(VECTORS["small"]["file"]), io.BytesIO()
+    over = opened(bytes.fromhex(vector["delta"]), keys=keys)
+    Merge(opened(base, keys=keys), over, bytes.fromhex(vector["head"]), keys, 2, file).run()
+    assert file.getvalue() == whole
+    assert hashlib.sha256(whole).hexdigest() == vector["merged"]
+    assert read_again(whole)[1] == [record.to_bytes() for record in sorted(records)]
+    listed = [LimitRecord.from_bytes(record) for record in read_again(delta)[1]]
+    assert listed == sorted(records[1:])
+
+
 @pytest.mark.parametrize("name", ["small", "deep"])
 def test_a_second_reader_agrees(name: str) -> None:
     data = snapshot_of(name)
@@ -102,7 +132,7 @@ def sha256(*parts: bytes) -> bytes:
 def read_again(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """Straight down the document: the tree recursively from the root, everything recomputed."""
     magic, form, signatures, header_length = struct.unpack(">8sHHI", data[:16])
-    assert (magic, form) == (b"PGLIMITS", 1)
+    assert (magic, form) == (b"PGLIMITS", 2)
     signed, at = data[16 : 16 + header_length], 16 + header_length
     for _ in range(signatures):
         key_id = data[at : at + 64].rstrip(b"\0").decode()
@@ -131,14 +161,21 @@ def read_again(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
 
     records: list[bytes] = []
     for bucket, (expected, count) in enumerate(zip(hashes, counts, strict=True)):
-        root, body, at = data[at : at + 32], data[at + 32 : at + 32 + 36 * count], at + 32 + 36 * count
-        assert sha256(b"pos-gateway snapshot bucket 1\0", sha256(body), root) == expected
+        salt, index, at = data[at : at + 16], data[at + 16 : at + 336], at + 336
+        body, at = data[at : at + 36 * count], at + 36 * count
+        assert sha256(b"pos-gateway snapshot bucket 2\0", index) == expected
+        ends = struct.unpack(">8I", index[288:])
+        assert ends[-1] == count
         own_records = [body[n : n + 36] for n in range(0, len(body), 36)]
-        assert all(int.from_bytes(r[:16], "big") >> (128 - bits) == bucket for r in own_records)
-        salt = sha256(b"pos-gateway snapshot salt 1\0", body)
-        blinds = [sha256(b"pos-gateway snapshot blind 1\0", salt, struct.pack(">I", n)) for n in range(count)]
-        leaves = zip(blinds, own_records, strict=True)
-        assert root_again([sha256(b"pos-gateway snapshot record 1\0", *leaf) for leaf in leaves]) == root
+        for cell, (start, end) in enumerate(zip((0, *ends), ends, strict=False)):
+            in_cell = own_records[start:end]
+            expected = sha256(b"pos-gateway snapshot cell 2\0", salt, *in_cell)
+            assert index[32 + 32 * cell : 64 + 32 * cell] == expected
+            assert all(int.from_bytes(r[:16], "big") >> (125 - bits) == 8 * bucket + cell for r in in_cell)
+        assert salt == sha256(b"pos-gateway snapshot salt 2\0", body)[:16]
+        blinds = hashlib.shake_128(b"pos-gateway snapshot blind 2\0" + salt).digest(16 * count)
+        leaves = zip([blinds[n : n + 16] for n in range(0, len(blinds), 16)], own_records, strict=True)
+        assert root_again([sha256(b"rec", *leaf) for leaf in leaves]) == index[:32]
         records += own_records
     assert at == len(data)
     return header, records
