@@ -215,6 +215,9 @@ def test_whole_verification_finds_what_an_issuer_signed_wrongly(fault: str) -> N
     snapshot = opened(signed_over(node_over(*buckets), sum(b.count for b in buckets), 1, rest))
     with pytest.raises(InvalidSnapshot):
         list(snapshot.records())
+    if fault == "ends":
+        with pytest.raises(InvalidSnapshot, match="do not add up"):
+            snapshot.bucket(0)
 
 
 def test_hashes_of_different_kinds_never_meet() -> None:
