@@ -56,6 +56,7 @@ class Trust:
         self._folder = folder
         self._first_root = first_root
         self._set, self._limit_keys = self._begin()
+        self._root_version = int(self._set.root.version)
 
     @property
     def limit_keys(self) -> LimitKeys:
@@ -63,20 +64,22 @@ class Trust:
 
     @property
     def root_version(self) -> int:
-        version: int = self._set.root.version
-        return version
+        """Of the last root that was taken whole: verified, understood and kept."""
+        return self._root_version
 
     def load(self) -> None:
         """At start, without a network: follow the roots that are kept. A kept file that does not verify
         ends the chain there; what else is kept is verified when the next refresh needs it."""
         trusted, keys = self._begin()
+        version = int(trusted.root.version)
         while (data := self._kept(f"{trusted.root.version + 1}.root.json")) is not None:
             try:
                 trusted.update_root(data)
                 keys = LimitKeys.of(trusted.root)
+                version = int(trusted.root.version)
             except (RepositoryError, InvalidMessage):
                 break
-        self._set, self._limit_keys = trusted, keys
+        self._set, self._limit_keys, self._root_version = trusted, keys, version
 
     def refresh(self, repository: Repository, now_unix_s: int) -> dict[LimitFile, TargetFile]:
         """Follow new roots, then the newest list of files; returns the limit files it names.
@@ -145,7 +148,7 @@ class Trust:
                 trusted.update_root(data)
             keys = LimitKeys.of(trusted.root)
             self._keep(f"{version}.root.json", data)
-            self._limit_keys = keys
+            self._limit_keys, self._root_version = keys, version
         else:
             raise InvalidMessage(f"more than {_MAX_ROTATIONS} new roots at once", where="repository")
         return trusted

@@ -269,7 +269,7 @@ def tell(story: Story) -> dict[str, Any]:
 
     chapter("1. The issuer")
     story.run_ledger("init", "--issuer", "Harbour Credit")
-    say("Made the ledger: CA and issuer keys, snapshot key, an empty book.")
+    say("Made the ledger: CA and issuer keys, signing keys, an empty book.")
     mei = story.issue("Mei", "300.00")
     tom = story.issue("Tom", "50.00")
     eve = story.issue("Eve", "500.00")

@@ -89,7 +89,7 @@ def run(home: Path) -> Run:
 
 def use(home: Path, *, delta: bool = True) -> None:
     folder = home / "snapshots"
-    shutil.copy(home / "7.snapshot", folder / f"limits-{7:016d}.snapshot")
+    shutil.copy(home / "7.snapshot", folder / "limits-7.snapshot")
     if delta:
         shutil.copy(home / "7-8.delta", folder / "limits-7-8.delta")
 

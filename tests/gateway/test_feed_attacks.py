@@ -323,6 +323,19 @@ def test_a_root_number_cannot_be_skipped(
     refused(feed, repository, "repository version", "root file")
 
 
+def test_a_genuine_root_that_names_no_limit_keys_changes_nothing(
+    feed: SnapshotFeed, journal: Journal, issuer: Issuer, repository: FolderRepository
+) -> None:
+    """A mistake of the issuer's must not cost the shop the limits it has."""
+    in_use(feed, issuer, repository)
+    issuer.rotate(lambda root: root.unrecognized_fields.clear())
+    for _ in range(2):
+        with pytest.raises(InvalidMessage, match="does not say who may sign limits"):
+            feed.refresh(repository)
+        assert ceiling(feed.current()) == 3000
+    assert journal.view.root_version == 0
+
+
 def test_what_a_revoked_limit_key_signed_approves_nothing_any_more(
     feed: SnapshotFeed, folder: Path, journal: Journal, issuer: Issuer, repository: FolderRepository
 ) -> None:
