@@ -78,12 +78,14 @@ class CardHost:
             ReaderUnavailable: pcscd or the vpcd driver is not installed, or does not come up.
         """
         program, driver = find_pcscd(), find_driver()
-        configuration = self._directory / "reader.conf.d"
+        # pcscd changes to the root folder: only its socket, bound here, may have a relative path.
+        absolute = self._directory.absolute()
+        configuration = absolute / "reader.conf.d"
         shutil.rmtree(configuration, ignore_errors=True)
         configuration.mkdir()
         for number in range(self._slots // _SLOTS_PER_DRIVER):
             # Entries that share one driver file overwrite each other's state: one copy each.
-            copy = self._directory / f"{number}-{_DRIVER_NAME}"
+            copy = absolute / f"{number}-{_DRIVER_NAME}"
             shutil.copyfile(driver, copy)
             port = _FIRST_PORT + number * _SLOTS_PER_DRIVER
             (configuration / f"{number}").write_text(
