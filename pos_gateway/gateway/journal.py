@@ -13,7 +13,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -44,7 +44,8 @@ from pos_gateway.records import (
     Kind,
     Record,
     canonical_json,
-    chain_record,
+    record_hash,
+    sign_commit,
 )
 
 _PAGE_RECORDS: Final = 1000
@@ -80,6 +81,9 @@ class Draft:
 
     def is_content_of(self, record: Record) -> bool:
         return record.kind is self.kind and record.proof == self.proof and record.body == self.body
+
+    def is_same_as(self, other: Draft) -> bool:
+        return other.kind is self.kind and other.proof == self.proof and other.body == self.body
 
 
 class _Request:
@@ -290,51 +294,55 @@ class Journal:
 
     def _write(self, file: JournalFile, batch: Sequence[_Request], *, look_up: bool) -> None:
         """Chain, sign and commit. Ids are looked up only once the unique index has complained."""
-        head = self._head
-        fresh: list[tuple[Draft, Record]] = []
-        placed: dict[UUID, Record] = {}
+        fresh: dict[UUID, Draft] = {}
         known: dict[UUID, Record] = {}
         for request in batch:
             request.error = None
-            sequence, previous_hash = head
-            added: list[tuple[Draft, Record]] = []
+            added: list[UUID] = []
             for draft in request.drafts:
-                record = placed.get(draft.id)
-                if record is None and look_up and (record := file.find(draft.id)) is not None:
+                if (placed := fresh.get(draft.id)) is not None:
+                    same = draft.is_same_as(placed)
+                elif look_up and (record := file.find(draft.id)) is not None:
                     known[draft.id] = record
-                if record is None:
-                    sequence += 1
-                    record = chain_record(
-                        sequence=sequence,
-                        record_id=draft.id,
-                        kind=draft.kind,
-                        body=draft.body,
-                        proof=draft.proof,
-                        previous_hash=previous_hash,
-                        gateway_key=self._key,
-                    )
-                    previous_hash = record.hash
-                    added.append((draft, record))
-                    placed[draft.id] = record
-                elif not draft.is_content_of(record):
+                    same = draft.is_content_of(record)
+                else:
+                    fresh[draft.id] = draft
+                    added.append(draft.id)
+                    continue
+                if not same:
                     request.error = Conflict(f"record {draft.id} is in the journal with other content")
-                    for undone, _ in added:
-                        del placed[undone.id]
+                    for undone in added:
+                        del fresh[undone]
                     break
-            else:
-                head = sequence, previous_hash
-                fresh += added
         if fresh:
-            file.write([record for _, record in fresh], [draft.about for draft, _ in fresh])
-            self._head = head
+            records = self._chain(fresh.values())
+            file.write(records, [draft.about for draft in fresh.values()])
+            self._head = records[-1].sequence, records[-1].hash
             with self._mutex:
-                for draft, record in fresh:
+                for record, draft in zip(records, fresh.values(), strict=True):
                     subject = draft.about.bytes if draft.about is not None else None
                     self._running.add(record.sequence, record.id.bytes, record.kind, subject, draft.facts)
                 self._view = None
+            known |= {record.id: record for record in records}
         for request in batch:
             if request.error is None:
-                request.records = [placed.get(d.id) or known[d.id] for d in request.drafts]
+                request.records = [known[draft.id] for draft in request.drafts]
+
+    def _chain(self, drafts: Iterable[Draft]) -> list[Record]:
+        sequence, previous_hash = self._head
+        chained: list[tuple[int, Draft, bytes, bytes]] = []
+        for draft in drafts:
+            sequence += 1
+            digest = record_hash(
+                sequence, previous_hash, draft.id, draft.kind, draft.body.encode(), draft.proof
+            )
+            chained.append((sequence, draft, previous_hash, digest))
+            previous_hash = digest
+        signatures = sign_commit([digest for _, _, _, digest in chained], self._key)
+        return [
+            Record(sequence, draft.id, draft.kind, draft.body, draft.proof, before, digest, signature)
+            for (sequence, draft, before, digest), signature in zip(chained, signatures, strict=True)
+        ]
 
     def _settle(self, batch: Sequence[_Request], error: sqlite3.Error) -> None:
         """The disk failed in mid-commit: close, reopen, re-read, and only then tell the truth.
@@ -478,6 +486,7 @@ class JournalReader:
                 `record signature`; the reason names the sequence.
         """
         sequence, previous_hash = 0, GENESIS_HASH
+        known: set[bytes] = set()
         while page := self._file.after(sequence, _PAGE_RECORDS):
             for record in page:
                 sequence += 1
@@ -487,8 +496,9 @@ class JournalReader:
                     raise AuthenticationFailed(
                         f"record {sequence} does not follow the one before it", step="journal chain"
                     )
-                record.verify(gateway_key)
+                record.verify(gateway_key, known)
                 previous_hash = record.hash
+            known.clear()
         return sequence
 
     def close(self) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -408,6 +409,7 @@ def test_a_disk_that_cannot_be_read_again_leaves_the_outcome_unknown_until_it_ca
 
 _FILL_A_DISK = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from pos_gateway.errors import Unavailable
 from tests.gateway.journalling import open_journal, sale
@@ -452,6 +454,7 @@ def test_a_full_disk_stops_payments_with_a_clear_message_and_room_lets_them_go_o
 
 _APPEND_FOR_EVER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
 from tests.gateway.journalling import open_journal, sale
 
@@ -495,3 +498,47 @@ def test_a_closed_journal_is_one_file(path: Path) -> None:
         journal.append_all([sale(0)])
         assert journal.records()
     assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.lock"}
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 7, 64])
+def test_each_record_of_a_commit_stands_by_itself(path: Path, together: int) -> None:
+    with open_journal(path) as journal:
+        records = journal.append_all([sale(n) for n in range(together)])
+    assert len({record.signature[:64] for record in records}) == 1, "signed once"
+    stranger = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
+    for record in records:
+        travelled = Record.from_wire(record.to_wire())
+        travelled.verify(KEY.public_key())
+        with pytest.raises(AuthenticationFailed, match="record signature"):
+            travelled.verify(stranger)
+        for place in range(len(record.signature)):
+            changed = bytearray(record.signature)
+            changed[place] ^= 1
+            with pytest.raises(AuthenticationFailed, match="record signature"):
+                replace(record, signature=bytes(changed)).verify(KEY.public_key(), set())
+    if together > 1:
+        with pytest.raises(AuthenticationFailed, match="record signature"):
+            replace(records[0], signature=records[1].signature).verify(KEY.public_key())
+
+
+def test_a_remembered_signature_vouches_for_its_own_commit_only(path: Path) -> None:
+    with open_journal(path) as journal:
+        first = journal.append_all([sale(n) for n in range(4)])
+        other = journal.append_all([sale(n) for n in range(4, 8)])
+    known: set[bytes] = set()
+    for record in first:
+        record.verify(KEY.public_key(), known)
+    assert len(known) == 1
+    with pytest.raises(AuthenticationFailed, match="record signature"):
+        replace(other[0], signature=first[0].signature).verify(KEY.public_key(), known)
+
+
+@pytest.mark.parametrize("length", [0, 63, 65, 96, 98, 64 + 33 * 25])
+def test_a_signature_of_another_shape_is_refused(path: Path, length: int) -> None:
+    with open_journal(path) as journal:
+        record = journal.append_all([sale(0)])[0]
+    crooked = replace(record, signature=bytes(length))
+    with pytest.raises(AuthenticationFailed, match="record signature"):
+        crooked.verify(KEY.public_key())
+    with pytest.raises(InvalidMessage, match="signature"):
+        Record.from_wire(crooked.to_wire())
