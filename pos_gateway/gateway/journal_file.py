@@ -67,7 +67,10 @@ class JournalFile:
         path.touch(mode=0o600, exist_ok=True)
         db = Database(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, check_same_thread=False))
         try:
-            db.conn.execute("PRAGMA journal_mode = WAL")
+            if db.conn.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+                # SQLite does not raise when the disk refuses: it stays in rollback mode, where a power cut
+                # after a commit may bring the rollback journal back.
+                raise sqlite3.OperationalError("the write-ahead log cannot be turned on")
             db.conn.execute("PRAGMA synchronous = FULL")
             _MIGRATIONS.apply(db)
             file = cls(db)
