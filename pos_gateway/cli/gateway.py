@@ -96,6 +96,8 @@ def _text(data: dict[str, Any]) -> str:
     if queue["oldest_at_unix_ms"]:
         age_s = int(time.time()) - queue["oldest_at_unix_ms"] // 1000
         lines.append(f"  the oldest has waited {age_s} s")
+    if data["disk"]["payments_stopped"]:
+        lines.append("  the disk is nearly full: no payment is begun until there is room")
     if data["snapshot_problem"]:
         lines.append(f"  limits were refused: {data['snapshot_problem']}")
     lines += [

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import sqlite3
@@ -34,7 +35,8 @@ from pos_gateway.errors import (
     PosGatewayError,
     Unavailable,
 )
-from pos_gateway.gateway.journal_file import JournalFile
+from pos_gateway.gateway.disk_room import DiskRoom, disk_room
+from pos_gateway.gateway.journal_file import JournalFile, fsync_file, fsync_folder
 from pos_gateway.gateway.journal_view import JournalView, RunningView, about, check_facts
 from pos_gateway.records import (
     GENESIS_HASH,
@@ -201,6 +203,14 @@ class Journal:
     @property
     def last_sequence(self) -> int:
         return self.view.last_sequence
+
+    def room(self, headroom_bytes: int) -> DiskRoom:
+        """How the journal's disk stands against what must stay free on it.
+
+        Raises:
+            Unavailable: the disk cannot be asked.
+        """
+        return disk_room(self._path.parent, headroom_bytes=headroom_bytes, waiting=self.exposure.count)
 
     def overlapping(self, token_key: bytes, before: int, after: int) -> tuple[Interval, ...]:
         """Authorizations of the token that share a point with (before, after] of its counter line."""
@@ -500,6 +510,43 @@ class JournalReader:
                 previous_hash = record.hash
             known.clear()
         return sequence
+
+    def backup(self, target: Path, gateway_key: Ed25519PublicKey) -> int:
+        """Copy the journal as it is at this moment, gateway running or not; returns its number of records.
+
+        The copy appears under its name only once it is verified and on the disk.
+
+        Raises:
+            Conflict: there is a file of that name.
+            Unavailable: the journal cannot be read or the copy not be written.
+            AuthenticationFailed: the journal was changed; see `verify`.
+        """
+        if target.exists():
+            raise Conflict(f"{target} is there already", advice="every backup needs a name of its own")
+        partial = target.with_name(target.name + ".partial")
+        try:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            self._file.copy_to(partial)
+            with JournalReader.open(partial) as copy:
+                count = copy.verify(gateway_key)
+            fsync_file(partial)
+            partial.rename(target)
+            fsync_folder(target.parent)
+        except (sqlite3.Error, OSError) as error:
+            raise _unavailable(error, "the backup cannot be written") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return count
+
+    def export(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        """What an auditor needs of every record with a sequence above `after`: all that hash and signature
+        were made of, with the sealed proof's SHA-256 in place of the proof."""
+        while page := self._file.after(after, _PAGE_RECORDS):
+            after = page[-1].sequence
+            for record in page:
+                line = record.to_wire()
+                del line["proof"]
+                yield line | {"proof_sha256": hashlib.sha256(record.proof).hexdigest()}
 
     def close(self) -> None:
         self._file.close()

@@ -171,6 +171,19 @@ class JournalFile:
         """Sequence, id, kind, about and body of every record, in order."""
         yield from self._db.conn.execute("SELECT seq, id, kind, about, body FROM journal ORDER BY seq")
 
+    def copy_to(self, path: Path) -> None:
+        """Write all that is committed at this moment into a new file, as one database without a log.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be read or written.
+        """
+        copy = sqlite3.connect(path)
+        try:
+            self._db.conn.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            copy.close()
+
     def close(self) -> None:
         """Never raises: what could not be written was never promised."""
         with contextlib.suppress(sqlite3.Error):
@@ -186,6 +199,15 @@ class JournalFile:
                 f"this journal belongs to gateway {row[0]} or to another key of it",
                 advice="every gateway keeps its own home directory",
             )
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -179,7 +179,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 if synchroniser.state.line is not Line.DOWN:
                     synchroniser.synchronise_now()
 
-        payments = Payments(till, journal, changed)
+        payments = Payments(till, journal, changed, headroom_bytes=settings.journal.headroom_bytes)
 
         def tell_status() -> dict[str, Any]:
             return status(enrolment, settings, journal, feed, synchroniser.state, payments, now_unix_ms())

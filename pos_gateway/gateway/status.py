@@ -32,6 +32,7 @@ def status(
 ) -> dict[str, Any]:
     unit = currency(enrolment.currency)
     exposure = journal.exposure
+    room = journal.room(settings.journal.headroom_bytes)
     cap_minor = settings.caps.unsynchronised_amount_cap_minor
     return {
         "gateway_id": enrolment.gateway_id,
@@ -61,6 +62,11 @@ def status(
         "snapshot": _snapshot(feed.current(), now_unix_ms),
         "snapshot_problem": feed.last_error.reason if feed.last_error else "",
         "journal": {"sequence": journal.last_sequence},
+        "disk": {
+            "free_bytes": room.free_bytes,
+            "needed_bytes": room.needed_bytes,
+            "payments_stopped": room.short,
+        },
         "refused": [
             {
                 "id": str(refusal.record_id),
