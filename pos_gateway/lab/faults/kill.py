@@ -41,10 +41,8 @@ def kill(folder: Path, seed: int, *, kills: int, ledger: Path | None = None) -> 
                     site.start_ledger()
             customer.stop()
         site.drain()
-        for server in (site.gateway, site.ledger):
-            if server is not None:
-                server.stop()
-        truth = audit(site, customer.approved)
+        site.stop()
+    truth = audit(site.home, site.ledger_home, customer.approved)
     return Finding(
         scenario="kill",
         seed=seed,

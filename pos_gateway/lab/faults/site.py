@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -39,7 +39,7 @@ _FINAL: Final = ("approved", "declined", "cancelled", "failed")
 class Site:
     """The homes of one gateway and one ledger, and the running programs, which may be killed at any time."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, settings: str = "") -> None:
         self.folder = folder
         self.home = Home(folder / "gateway")
         self.ledger_home = folder / "ledger"
@@ -49,7 +49,7 @@ class Site:
             _, personalisation = shop.issue(limit_minor=_LIMIT_MINOR)
             shop.publish()
         self._card.write_text(personalisation.to_json())
-        self.home.overrides.write_text("[http]\nport = 0\n[synchroniser]\ninterval_s = 1\n")
+        self.home.overrides.write_text("[http]\nport = 0\n[synchroniser]\ninterval_s = 1\n" + settings)
         self.ledger: Server | None = None
         self.gateway: Server | None = None
 
@@ -76,6 +76,12 @@ class Site:
                 enrolment=was.enrolment,
             ),
         )
+
+    def stop(self) -> None:
+        """End both programs in order."""
+        for server in (self.gateway, self.ledger):
+            if server is not None:
+                server.stop()
 
     def synchronise(self) -> None:
         self.ask("POST", "/v1/synchronise", {})
@@ -136,6 +142,9 @@ class Customer:
         self._thread = threading.Thread(target=self._run, name="customer", daemon=True)
         self.approved: list[UUID] = []
         self.other: Counter[str] = Counter()
+        """Final states that were no approval, or their reasons."""
+        self.refusals: Counter[str] = Counter()
+        """What she was told instead of a payment's state."""
         self.problem: BaseException | None = None
 
     def stop(self) -> None:
@@ -183,6 +192,7 @@ class Customer:
             try:
                 view = self._site.ask("POST", "/v1/payments", order)
                 if "error" in view:
+                    self.refusals[str(view["error"]["reason"])] += 1
                     time.sleep(_RETRY_S)
                 elif view["state"] not in _FINAL:
                     time.sleep(_POLL_S)
@@ -206,20 +216,21 @@ class Audit:
     wrong: tuple[str, ...]
 
 
-def audit(site: Site, acknowledged: list[UUID]) -> Audit:
-    """Compare what was acknowledged, what is journalled and what was posted. No program runs any more."""
+def audit(home: Home, ledger_home: Path, acknowledged: Collection[UUID]) -> Audit:
+    """Compare what was acknowledged, what is journalled and what was posted: each payment of
+    `AMOUNT_MINOR`. Neither program runs any more."""
     wrong: list[str] = []
     journalled: list[UUID] = []
-    with JournalReader.open(site.home.journal) as journal:
+    with JournalReader.open(home.journal) as journal:
         try:
-            journal.verify(load_identity(site.home.identity_key).public_key())
+            journal.verify(load_identity(home.identity_key).public_key())
         except AuthenticationFailed as error:
             wrong.append(f"the journal does not verify: {error}")
         after = 0
         while page := journal.records(after):
             after = page[-1].sequence
             journalled += [record.id for record in page if record.kind is Kind.AUTHORIZATION]
-    with Ledger.open(site.ledger_home) as ledger:
+    with Ledger.open(ledger_home) as ledger:
         try:
             ledger.check_books()
         except AuthenticationFailed as error:
@@ -246,13 +257,3 @@ def copied(template: Path | None, folder: Path) -> Path:
     if template is not None:
         shutil.copytree(template, folder / "ledger")
     return folder
-
-
-def until(condition: Callable[[], bool], timeout_s: float) -> bool:
-    """Wait for it; False if it never came."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(_POLL_S)
-    return True
