@@ -23,6 +23,7 @@ LONG_FILLINGS: Final = 40
 _DISK_MIB: Final = 24
 _HEADROOM_BYTES: Final = 6 * 1024 * 1024
 _NEARLY_BYTES: Final = 2 * 1024 * 1024
+_PIECE_BYTES: Final = 32 * 1024
 _NEWS_TIMEOUT_S: Final = 30.0
 _WHOLE_TIMEOUT_S: Final = 900
 
@@ -112,16 +113,18 @@ def _nearly(site: Site, customer: Customer, ballast: Path, wrong: list[str]) -> 
 
 
 def _fill(ballast: Path, *, leave_bytes: int) -> None:
-    disk = os.statvfs(ballast.parent)
-    size = disk.f_bavail * disk.f_frsize - leave_bytes
-    with ballast.open("wb") as file:
-        while size > 0:
-            try:
-                os.posix_fallocate(file.fileno(), 0, size)
-            except OSError:  # the gateway was quicker
-                size -= disk.f_frsize
-            else:
-                return
+    """Fill the disk up to what is left; to the last block with 0."""
+    with ballast.open("wb", buffering=0) as file:
+        try:
+            while _free_bytes(ballast.parent) > leave_bytes:
+                file.write(bytes(_PIECE_BYTES))
+        except OSError:
+            return
+
+
+def _free_bytes(folder: Path) -> int:
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
 
 
 if __name__ == "__main__":
