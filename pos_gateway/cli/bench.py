@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pos_gateway.cli.terminal import Json, emit
+from pos_gateway.lab.journal_bench import bench_journal
 from pos_gateway.lab.tap_bench import bench_tap
 
 app = typer.Typer(no_args_is_help=True, help="Measure, side by side with the bare cost.")
@@ -30,6 +31,36 @@ def tap(
     share to the RSA checks and one durable append alone."""
     data = bench_tap(taps, folder)
     emit(data, _text(data), as_json=as_json)
+
+
+@app.command()
+def journal(
+    records: Annotated[int, typer.Option(min=0, max=10_000_000, help="How many it holds already.")] = 300_000,
+    folder: Annotated[
+        Path | None, typer.Option(help="On which disk the journal lies.", exists=True, file_okay=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Durable commits with 1, 8 and 64 payments waiting, and their ratios to raw append + fdatasync and to
+    overwriting preallocated blocks + fdatasync."""
+    data = bench_journal(records, folder)
+    emit(data, _journal_text(data), as_json=as_json)
+
+
+def _journal_text(data: dict[str, Any]) -> str:
+    lines = [
+        f"{data['records']} records before, opened in {data['open_s']} s; {data['record_bytes']} bytes each",
+        f"raw append + fdatasync {data['raw_append_per_s']}/s, overwriting {data['raw_overwrite_per_s']}/s",
+        f"{'waiting':>8}{'commits/s':>11}{'÷ append':>10}{'÷ overwrite':>13}"
+        f"{'CPU µs':>9}{'p50 µs':>10}{'p99 µs':>10}",
+    ]
+    columns = ("commits_per_s", "ratio_to_append", "ratio_to_overwrite", "cpu_us_each", "p50_us", "p99_us")
+    for waiting, told in data["waiting"].items():
+        widths = zip(columns, (11, 10, 13, 9, 10, 10), strict=True)
+        line = f"{waiting:>8}" + "".join(f"{told[column]:>{width}}" for column, width in widths)
+        lines.append(line + (f"   (aim: ≥ {told['target_ratio']} × append)" if told["target_ratio"] else ""))
+    costs = ", ".join(f"{name.replace('_', ' ')} {cost}" for name, cost in data["costs_us"].items())
+    return "\n".join([*lines, f"of a record's own cost, µs: {costs}"])
 
 
 def _text(data: dict[str, Any]) -> str:

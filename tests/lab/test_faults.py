@@ -13,14 +13,14 @@ import pytest
 from pos_gateway.errors import Unavailable
 from pos_gateway.lab.faults import shim
 from pos_gateway.lab.faults.clock import clock
-from pos_gateway.lab.faults.disk import Disk, apply_all
+from pos_gateway.lab.faults.disk import Disk, apply_all, write_files
 from pos_gateway.lab.faults.disk_errors import fsync_error
 from pos_gateway.lab.faults.disk_full import disk_full
 from pos_gateway.lab.faults.finding import Finding
-from pos_gateway.lab.faults.journal_writer import draft, open_journal, what_is_wrong
+from pos_gateway.lab.faults.journal_writer import JOURNAL, TOLD, draft, open_journal, read_told, what_is_wrong
 from pos_gateway.lab.faults.kill import kill
 from pos_gateway.lab.faults.partition import partition
-from pos_gateway.lab.faults.power import power
+from pos_gateway.lab.faults.power import power, record_run
 from pos_gateway.lab.faults.replay import replay
 from pos_gateway.lab.faults.shim import Call, Operation
 
@@ -160,6 +160,18 @@ def test_the_shim_records_what_a_process_does_and_fails_what_it_is_told_to(tmp_p
         Operation(Call.UNLINK, "b", 0, b"", 0, ""),
         sync(""),
     ]
+
+
+def test_a_write_ahead_log_that_was_refused_promises_nothing(tmp_path: Path) -> None:
+    """SQLite then stays in rollback mode without a word, where a power cut may undo a commit."""
+    library = shim.build(tmp_path)
+    operations = record_run(library, tmp_path, 3, shim.Fault("sync", 1, errno.EIO, 1, JOURNAL))
+    told = read_told(b"".join(o.data for o in operations if o.name == TOLD))
+    assert list(told.values()) == ["no", "yes", "yes"]
+    found = tmp_path / "found"
+    found.mkdir()
+    write_files(apply_all(operations).after_power_cut(None, kept=0.0), found)
+    assert what_is_wrong(found, told) == (0, [])
 
 
 def test_a_lost_record_and_a_denied_one_are_noticed(tmp_path: Path) -> None:
