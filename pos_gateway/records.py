@@ -58,6 +58,9 @@ _ON_THE_RIGHT: Final = b"\1"
 _SEAL_INFO: Final = b"pos-gateway proof 1"
 _SEAL_KEY_BYTES: Final = 32
 _SEAL_NONCE_BYTES: Final = 12
+_CANONICAL: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 _SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
 
 
@@ -320,7 +323,7 @@ def uuid7(at_unix_ms: int, random: bytes) -> UUID:
 
 def canonical_json(value: Mapping[str, Any]) -> str:
     """One spelling for one content: sorted keys, no blanks, no floats, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def parse_object(text: str | bytes, *, where: str) -> dict[str, Any]:
