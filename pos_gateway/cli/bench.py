@@ -50,13 +50,22 @@ def journal(
 def _journal_text(data: dict[str, Any]) -> str:
     lines = [
         f"{data['records']} records before, opened in {data['open_s']} s; {data['record_bytes']} bytes each",
-        f"raw append + fdatasync {data['raw_append_per_s']}/s, overwriting {data['raw_overwrite_per_s']}/s",
-        f"{'waiting':>8}{'commits/s':>11}{'÷ append':>10}{'÷ overwrite':>13}"
+        f"raw append + fdatasync {data['raw_append_per_s']}/s (p50 {data['raw_append_p50_us']} µs), "
+        f"overwriting {data['raw_overwrite_per_s']}/s (p50 {data['raw_overwrite_p50_us']} µs)",
+        f"{'waiting':>8}{'commits/s':>11}{'÷ append':>10}{'by p50':>8}{'÷ overwrite':>13}"
         f"{'CPU µs':>9}{'p50 µs':>10}{'p99 µs':>10}",
     ]
-    columns = ("commits_per_s", "ratio_to_append", "ratio_to_overwrite", "cpu_us_each", "p50_us", "p99_us")
+    columns = (
+        "commits_per_s",
+        "ratio_to_append",
+        "ratio_of_p50",
+        "ratio_to_overwrite",
+        "cpu_us_each",
+        "p50_us",
+        "p99_us",
+    )
     for waiting, told in data["waiting"].items():
-        widths = zip(columns, (11, 10, 13, 9, 10, 10), strict=True)
+        widths = zip(columns, (11, 10, 8, 13, 9, 10, 10), strict=True)
         line = f"{waiting:>8}" + "".join(f"{told[column]:>{width}}" for column, width in widths)
         lines.append(line + (f"   (aim: ≥ {told['target_ratio']} × append)" if told["target_ratio"] else ""))
     costs = ", ".join(f"{name.replace('_', ' ')} {cost}" for name, cost in data["costs_us"].items())
