@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import random
 import subprocess
 import sys
@@ -68,6 +69,30 @@ def test_clock(tmp_path: Path, seed: int, ledger_home: Path) -> None:
 
 def test_replay(tmp_path: Path, seed: int, ledger_home: Path) -> None:
     check(replay(tmp_path, seed, attacks=20, ledger=ledger_home))
+
+
+def test_the_command_line_runs_any_of_them_and_prints_one_json_line_each() -> None:
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pos_gateway.lab.faults",
+            "replay",
+            "power",
+            "--times",
+            "3",
+            "--seed",
+            "7",
+            "--json",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == "seed 7\n"
+    replayed, cut = map(json.loads, done.stdout.splitlines())
+    assert (replayed["scenario"], replayed["seed"], replayed["times"]) == ("replay", 7, 3)
+    assert (cut["scenario"], cut["well"], cut["lost"]) == ("power", True, 0)
 
 
 def write(name: str, at: int, data: bytes) -> Operation:

@@ -7,12 +7,12 @@ import json
 import random
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from pos_gateway.errors import PosGatewayError
 from pos_gateway.lab.faults.clock import LONG_JUMPS, SHORT_JUMPS, clock
 from pos_gateway.lab.faults.disk_errors import LONG_ERRORS, SHORT_ERRORS, fsync_error
 from pos_gateway.lab.faults.disk_full import LONG_FILLINGS, SHORT_FILLINGS, disk_full
@@ -55,9 +55,11 @@ def main() -> int:
         times = arguments.times or (scenario.short if arguments.short else scenario.whole)
         with tempfile.TemporaryDirectory(prefix="pos-gateway-faults-") as folder:
             try:
-                finding = scenario.run(Path(folder) / name, seed, times)
-            except PosGatewayError as error:
-                finding = Finding(name, seed, "it could not be finished", 0, 0, wrong=(str(error),))
+                finding = scenario.run(Path(folder), seed, times)
+            except Exception as error:  # noqa: BLE001 - the others are still to be run, and this one told of
+                traceback.print_exc()
+                problem = f"{type(error).__name__}: {error}"
+                finding = Finding(name, seed, "it could not be finished", 0, 0, wrong=(problem[:500],))
         well = well and finding.well
         print(
             json.dumps(finding.as_json(), ensure_ascii=False) if arguments.json else _text(finding),

@@ -253,7 +253,7 @@ def audit(home: Home, ledger_home: Path, acknowledged: Collection[UUID]) -> Audi
 
 def copied(template: Path | None, folder: Path) -> Path:
     """A folder for a site, with a ledger copied into it where one was made before: its keys take a while."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(exist_ok=True)
     if template is not None:
         shutil.copytree(template, folder / "ledger")
     return folder
