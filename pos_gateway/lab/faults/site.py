@@ -86,20 +86,24 @@ class Site:
     def synchronise(self) -> None:
         self.ask("POST", "/v1/synchronise", {})
 
-    def drain(self) -> None:
-        """Wait until everything was presented.
+    def drain(self, *, to: int = 0) -> None:
+        """Wait until everything was presented, or all but so many.
 
         Raises:
-            PosGatewayError: it takes too long.
+            PosGatewayError: nothing moves any more.
         """
-        deadline = time.monotonic() + _DRAIN_TIMEOUT_S
+        fewest, deadline = -1, 0.0
         while True:
             self.synchronise()
             status = self.ask("GET", "/v1/status")
-            if status["queue"]["count"] == 0:
+            waiting = status["queue"]["count"]
+            if waiting <= to:
                 return
-            if time.monotonic() > deadline:
-                raise PosGatewayError(f"payments still wait for the ledger: {status['line']['problem']}")
+            if fewest < 0 or waiting < fewest:
+                fewest, deadline = waiting, time.monotonic() + _DRAIN_TIMEOUT_S
+            elif time.monotonic() > deadline:
+                problem = status["line"]["problem"] or "no problem is told"
+                raise PosGatewayError(f"{waiting} payments still wait for the ledger: {problem}")
             time.sleep(0.1)
 
     def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
