@@ -328,12 +328,12 @@ class Journal:
                     break
         if fresh:
             records = self._chain(fresh.values())
-            abouts = [draft.about.bytes if draft.about is not None else None for draft in fresh.values()]
-            file.write(records, abouts)
+            subjects = [draft.about.bytes if draft.about is not None else None for draft in fresh.values()]
+            file.write(records, subjects)
             self._head = records[-1].sequence, records[-1].hash
             with self._mutex:
-                for record, about, draft in zip(records, abouts, fresh.values(), strict=True):
-                    self._running.add(record.sequence, record.id.bytes, record.kind, about, draft.facts)
+                for record, subject, draft in zip(records, subjects, fresh.values(), strict=True):
+                    self._running.add(record.sequence, record.id.bytes, record.kind, subject, draft.facts)
                 self._view = None
             known.update(zip(fresh, records, strict=True))
         for request in batch:
