@@ -1,9 +1,18 @@
 """What a gateway journals and presents, and what the ledger answers: the words both programs share.
 
-A record is chained to the one before it and signed by its gateway:
+A record is chained to the one before it:
 
     hash = SHA-256("pos-gateway journal record 1\\0" ‖ sequence (8) ‖ previous hash (32) ‖ id (16)
                    ‖ SHA-256(kind) ‖ SHA-256(body) ‖ SHA-256(proof))
+
+and signed by its gateway, together with what was committed in the same moment: one Ed25519 signature
+over the root of a tree of their hashes. Each record carries that signature and its own way up the tree
+(docs/decisions/0004-journal-signatures.md), so that it stands by itself wherever it is brought:
+
+    root      = the hash, where one record was committed alone; otherwise, level by level,
+                SHA-256("pos-gateway commit node 1\\0" ‖ left ‖ right); the odd one out moves up as it is
+    signature = Ed25519("pos-gateway record signature 1\\0" ‖ root) (64)
+                ‖ for each step up: 0 if the neighbour is on the left, 1 on the right ‖ neighbour (32)
 
 `body` is canonical JSON of verified facts, token numbers truncated. `proof` is the card's evidence,
 sealed to the ledger (HPKE, RFC 9180), so that the full token number leaves the gateway's memory only
@@ -39,10 +48,19 @@ MAX_PROOF_BYTES: Final = 8 * 1024
 
 _HASH_DOMAIN: Final = b"pos-gateway journal record 1\0"
 _SIGNATURE_DOMAIN: Final = b"pos-gateway record signature 1\0"
+_NODE_DOMAIN: Final = b"pos-gateway commit node 1\0"
 _BATCH_DOMAIN: Final = b"pos-gateway batch signature 1\0"
+_SIGNATURE_BYTES: Final = 64
+_STEP_BYTES: Final = 33
+_MAX_STEPS: Final = 24
+_ON_THE_LEFT: Final = b"\0"
+_ON_THE_RIGHT: Final = b"\1"
 _SEAL_INFO: Final = b"pos-gateway proof 1"
 _SEAL_KEY_BYTES: Final = 32
 _SEAL_NONCE_BYTES: Final = 12
+_CANONICAL: Final = json.JSONEncoder(
+    sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+)
 _SUITE: Final = hpke.Suite(hpke.KEM.X25519, hpke.KDF.HKDF_SHA256, hpke.AEAD.CHACHA20_POLY1305)
 
 
@@ -106,8 +124,11 @@ class Record:
         """
         return parse_object(self.body, where=f"record {self.id}")
 
-    def verify(self, gateway_key: Ed25519PublicKey) -> None:
+    def verify(self, gateway_key: Ed25519PublicKey, known: set[bytes] | None = None) -> None:
         """Check hash and signature.
+
+        `known` remembers, for one gateway key, which signatures were verified over which roots, so that
+        those committed together cost one Ed25519 verification among them.
 
         Raises:
             AuthenticationFailed: step `record hash` or `record signature`.
@@ -117,12 +138,24 @@ class Record:
         )
         if expected != self.hash:
             raise AuthenticationFailed(f"record {self.sequence} was changed", step="record hash")
+        if not _is_signature(self.signature):
+            raise AuthenticationFailed(
+                f"record {self.sequence} has no readable signature", step="record signature"
+            )
+        signature, root = self.signature[:_SIGNATURE_BYTES], self.hash
+        for at in range(_SIGNATURE_BYTES, len(self.signature), _STEP_BYTES):
+            side, neighbour = self.signature[at : at + 1], self.signature[at + 1 : at + _STEP_BYTES]
+            root = _node(neighbour, root) if side == _ON_THE_LEFT else _node(root, neighbour)
+        if known is not None and signature + root in known:
+            return
         try:
-            gateway_key.verify(self.signature, _SIGNATURE_DOMAIN + self.hash)
+            gateway_key.verify(signature, _SIGNATURE_DOMAIN + root)
         except InvalidSignature:
             raise AuthenticationFailed(
                 f"record {self.sequence} was not signed by this gateway", step="record signature"
             ) from None
+        if known is not None:
+            known.add(signature + root)
 
     def to_wire(self) -> dict[str, Any]:
         return {
@@ -159,7 +192,7 @@ class Record:
             raise InvalidMessage(f"field {error.args[0]!r} is missing", where="record") from None
         except (ValueError, TypeError, AttributeError, binascii.Error):
             raise InvalidMessage("a field has the wrong form", where="record") from None
-        if len(record.previous_hash) != 32 or len(record.hash) != 32 or len(record.signature) != 64:
+        if len(record.previous_hash) != 32 or len(record.hash) != 32 or not _is_signature(record.signature):
             raise InvalidMessage("a hash or signature has the wrong length", where="record")
         if len(record.body.encode()) > MAX_BODY_BYTES or len(record.proof) > MAX_PROOF_BYTES:
             raise InvalidMessage("a record is too large", where="record")
@@ -191,32 +224,39 @@ def make_record(
     previous_hash: bytes,
     gateway_key: Ed25519PrivateKey,
 ) -> Record:
-    """Chain and sign a new record."""
-    return chain_record(
-        sequence=sequence,
-        record_id=record_id,
-        kind=kind,
-        body=canonical_json(facts),
-        proof=proof,
-        previous_hash=previous_hash,
-        gateway_key=gateway_key,
-    )
-
-
-def chain_record(
-    *,
-    sequence: int,
-    record_id: UUID,
-    kind: Kind,
-    body: str,
-    proof: bytes,
-    previous_hash: bytes,
-    gateway_key: Ed25519PrivateKey,
-) -> Record:
-    """Chain and sign a new record whose body is canonical JSON already."""
+    """Chain and sign a record that is committed alone."""
+    body = canonical_json(facts)
     digest = record_hash(sequence, previous_hash, record_id, kind, body.encode(), proof)
-    signature = gateway_key.sign(_SIGNATURE_DOMAIN + digest)
+    (signature,) = sign_commit([digest], gateway_key)
     return Record(sequence, record_id, kind, body, proof, previous_hash, digest, signature)
+
+
+def sign_commit(hashes: Sequence[bytes], gateway_key: Ed25519PrivateKey) -> list[bytes]:
+    """Sign all that is committed in one moment; returns each record's signature, see the head of this
+    module."""
+    paths: list[list[bytes]] = [[] for _ in hashes]
+    level = [(digest, [place]) for place, digest in enumerate(hashes)]
+    while len(level) > 1:
+        above = []
+        for (left, on_left), (right, on_right) in zip(level[::2], level[1::2], strict=False):
+            for place in on_left:
+                paths[place].append(_ON_THE_RIGHT + right)
+            for place in on_right:
+                paths[place].append(_ON_THE_LEFT + left)
+            above.append((_node(left, right), on_left + on_right))
+        level = above + level[len(above) * 2 :]
+    signature = gateway_key.sign(_SIGNATURE_DOMAIN + level[0][0])
+    return [signature + b"".join(path) for path in paths]
+
+
+def _node(left: bytes, right: bytes) -> bytes:
+    return hashlib.sha256(_NODE_DOMAIN + left + right).digest()
+
+
+def _is_signature(signature: bytes) -> bool:
+    steps, rest = divmod(len(signature) - _SIGNATURE_BYTES, _STEP_BYTES)
+    sides = signature[_SIGNATURE_BYTES::_STEP_BYTES]
+    return 0 <= steps <= _MAX_STEPS and rest == 0 and not sides.strip(_ON_THE_LEFT + _ON_THE_RIGHT)
 
 
 class Seal:
@@ -287,7 +327,7 @@ def uuid7(at_unix_ms: int, random: bytes) -> UUID:
 
 def canonical_json(value: Mapping[str, Any]) -> str:
     """One spelling for one content: sorted keys, no blanks, no floats, UTF-8."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return _CANONICAL.encode(value)
 
 
 def parse_object(text: str | bytes, *, where: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pos_gateway.cli.terminal import Json, emit
+from pos_gateway.lab.journal_bench import bench_journal
 from pos_gateway.lab.snapshot_bench import bench_snapshot
 from pos_gateway.lab.tap_bench import bench_tap
 
@@ -71,6 +72,45 @@ def _snapshot_text(data: dict[str, Any]) -> str:
         sign = "✓" if target["met"] else "✕"
         lines.append(f"{sign} {name}: {target['measured']} (aim: ≤ {target['at_most']})")
     return "\n".join(lines)
+
+
+@app.command()
+def journal(
+    records: Annotated[int, typer.Option(min=0, max=10_000_000, help="How many it holds already.")] = 300_000,
+    folder: Annotated[
+        Path | None, typer.Option(help="On which disk the journal lies.", exists=True, file_okay=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Durable commits with 1, 8 and 64 payments waiting, and their ratios to raw append + fdatasync and to
+    overwriting preallocated blocks + fdatasync."""
+    data = bench_journal(records, folder)
+    emit(data, _journal_text(data), as_json=as_json)
+
+
+def _journal_text(data: dict[str, Any]) -> str:
+    lines = [
+        f"{data['records']} records before, opened in {data['open_s']} s; {data['record_bytes']} bytes each",
+        f"raw append + fdatasync {data['raw_append_per_s']}/s (p50 {data['raw_append_p50_us']} µs), "
+        f"overwriting {data['raw_overwrite_per_s']}/s (p50 {data['raw_overwrite_p50_us']} µs)",
+        f"{'waiting':>8}{'commits/s':>11}{'÷ append':>10}{'by p50':>8}{'÷ overwrite':>13}"
+        f"{'CPU µs':>9}{'p50 µs':>10}{'p99 µs':>10}",
+    ]
+    columns = (
+        "commits_per_s",
+        "ratio_to_append",
+        "ratio_of_p50",
+        "ratio_to_overwrite",
+        "cpu_us_each",
+        "p50_us",
+        "p99_us",
+    )
+    for waiting, told in data["waiting"].items():
+        widths = zip(columns, (11, 10, 8, 13, 9, 10, 10), strict=True)
+        line = f"{waiting:>8}" + "".join(f"{told[column]:>{width}}" for column, width in widths)
+        lines.append(line + (f"   (aim: ≥ {told['target_ratio']} × append)" if told["target_ratio"] else ""))
+    costs = ", ".join(f"{name.replace('_', ' ')} {cost}" for name, cost in data["costs_us"].items())
+    return "\n".join([*lines, f"of a record's own cost, µs: {costs}"])
 
 
 def _text(data: dict[str, Any]) -> str:

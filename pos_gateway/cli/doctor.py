@@ -122,6 +122,8 @@ def _disk(home: Home) -> Finding:
     except OSError as error:
         return Finding(Health.FAIL, f"{folder}: {error.strerror}", "create the home directory by enrolling")
     text = f"{free_bytes // (1024 * 1024)} MiB free"
+    if free_bytes < load_settings(home).journal.headroom_bytes:
+        return Finding(Health.FAIL, f"{text}: no payment is begun", "make room; payments go on by themselves")
     if free_bytes < _LITTLE_DISK_BYTES:
         return Finding(Health.WARN, text, "make room: without it payments stop")
     return Finding(Health.OK, text)

@@ -124,6 +124,8 @@ def _text(data: dict[str, Any]) -> str:
         lines.append(f"  the oldest has waited {age_s} s")
     if progress := data["snapshot_progress"]:
         lines.append(f"  under way: {progress['what']}, {progress['done']} of {progress['total']}")
+    if data["disk"]["payments_stopped"]:
+        lines.append("  the disk is nearly full: no payment is begun until there is room")
     if data["snapshot_problem"]:
         lines.append(f"  limits were refused: {data['snapshot_problem']} ({data['snapshot_advice']})")
     lines += [

@@ -1,19 +1,24 @@
-"""`journal list|show|verify`: what the gateway has recorded, whether it runs or not."""
+"""`journal list|show|verify|export|backup`: what the gateway has recorded, whether it runs or not."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 from uuid import UUID
 
 import typer
 
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
 from pos_gateway.cli.terminal import Json, emit, emit_rows
-from pos_gateway.errors import InvalidInput
+from pos_gateway.errors import Conflict, InvalidInput, Unavailable
 from pos_gateway.gateway.config import Home
 from pos_gateway.gateway.identity import load_identity
 from pos_gateway.gateway.journal import JournalReader
-from pos_gateway.records import Record
+from pos_gateway.records import Record, canonical_json
 
 app = typer.Typer(no_args_is_help=True, help="The gateway's durable, signed journal.")
 
@@ -57,6 +62,45 @@ def verify(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
     with JournalReader.open(place.journal) as journal:
         count = journal.verify(key)
     emit({"verified": count}, f"{count} records: gap-free, unchanged, all signed here.", as_json=as_json)
+
+
+@app.command()
+def backup(file: Path, home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """Copy the journal into FILE while the gateway runs, and verify the copy."""
+    place = Home(home)
+    key = load_identity(place.identity_key).public_key()
+    with JournalReader.open(place.journal) as journal:
+        count = journal.backup(file, key)
+    data = {"file": str(file), "records": count, "bytes": file.stat().st_size}
+    emit(data, f"{file}: {count} records, verified.", as_json=as_json)
+
+
+@app.command()
+def export(
+    file: Annotated[Path | None, typer.Argument(help="A new file; standard output if not said.")] = None,
+    after: Annotated[int, typer.Option(help="Only records with a higher sequence.")] = 0,
+    home: GatewayHome = GATEWAY_HOME,
+) -> None:
+    """For auditors: one JSON object a line, with all that hashes and signatures were made of. The card's
+    evidence, which only the ledger can read, is left out but for its SHA-256."""
+    with JournalReader.open(Home(home).journal) as journal, _opened(file) as out:
+        for line in journal.export(after):
+            out.write(canonical_json(line) + "\n")
+
+
+@contextmanager
+def _opened(file: Path | None) -> Iterator[TextIO]:
+    if file is None:
+        yield sys.stdout
+        return
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except FileExistsError:
+        raise Conflict(f"{file} is there already", advice="export into a new file") from None
+    except OSError as error:
+        raise Unavailable(f"{file} cannot be written: {error.strerror}") from None
+    with os.fdopen(descriptor, "w", encoding="utf-8") as out:
+        yield out
 
 
 def _row(record: Record) -> dict[str, Any]:

@@ -92,6 +92,10 @@ class SynchroniserSettings(_Section):
     interval_s: _Seconds
 
 
+class JournalSettings(_Section):
+    headroom_bytes: int = Field(ge=0)
+
+
 class Settings(_Section):
     """`terminal.toml` with the overrides of `gateway.toml`."""
 
@@ -102,6 +106,7 @@ class Settings(_Section):
     reader: ReaderChoice
     http: Http
     synchroniser: SynchroniserSettings
+    journal: JournalSettings
 
     def policy(self) -> Policy:
         """The shop's own bounds, as the decision takes them."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -34,7 +35,8 @@ from pos_gateway.errors import (
     PosGatewayError,
     Unavailable,
 )
-from pos_gateway.gateway.journal_file import JournalFile
+from pos_gateway.gateway.disk_room import DiskRoom, disk_room
+from pos_gateway.gateway.journal_file import JournalFile, fsync_file, fsync_folder
 from pos_gateway.gateway.journal_view import JournalView, RunningView, about, check_facts
 from pos_gateway.records import (
     GENESIS_HASH,
@@ -44,7 +46,8 @@ from pos_gateway.records import (
     Kind,
     Record,
     canonical_json,
-    chain_record,
+    record_hash,
+    sign_commit,
 )
 
 _PAGE_RECORDS: Final = 1000
@@ -80,6 +83,9 @@ class Draft:
 
     def is_content_of(self, record: Record) -> bool:
         return record.kind is self.kind and record.proof == self.proof and record.body == self.body
+
+    def is_same_as(self, other: Draft) -> bool:
+        return other.kind is self.kind and other.proof == self.proof and other.body == self.body
 
 
 class _Request:
@@ -198,6 +204,14 @@ class Journal:
     def last_sequence(self) -> int:
         return self.view.last_sequence
 
+    def room(self, headroom_bytes: int) -> DiskRoom:
+        """How the journal's disk stands against what must stay free on it.
+
+        Raises:
+            Unavailable: the disk cannot be asked.
+        """
+        return disk_room(self._path.parent, headroom_bytes=headroom_bytes, waiting=self.exposure.count)
+
     def overlapping(self, token_key: bytes, before: int, after: int) -> tuple[Interval, ...]:
         """Authorizations of the token that share a point with (before, after] of its counter line."""
         with self._mutex:
@@ -290,51 +304,57 @@ class Journal:
 
     def _write(self, file: JournalFile, batch: Sequence[_Request], *, look_up: bool) -> None:
         """Chain, sign and commit. Ids are looked up only once the unique index has complained."""
-        head = self._head
-        fresh: list[tuple[Draft, Record]] = []
-        placed: dict[UUID, Record] = {}
-        known: dict[UUID, Record] = {}
+        # By the number of an id: a UUID's own hash is several times slower.
+        fresh: dict[int, Draft] = {}
+        known: dict[int, Record] = {}
         for request in batch:
             request.error = None
-            sequence, previous_hash = head
-            added: list[tuple[Draft, Record]] = []
+            added: list[int] = []
             for draft in request.drafts:
-                record = placed.get(draft.id)
-                if record is None and look_up and (record := file.find(draft.id)) is not None:
-                    known[draft.id] = record
-                if record is None:
-                    sequence += 1
-                    record = chain_record(
-                        sequence=sequence,
-                        record_id=draft.id,
-                        kind=draft.kind,
-                        body=draft.body,
-                        proof=draft.proof,
-                        previous_hash=previous_hash,
-                        gateway_key=self._key,
-                    )
-                    previous_hash = record.hash
-                    added.append((draft, record))
-                    placed[draft.id] = record
-                elif not draft.is_content_of(record):
+                number = draft.id.int
+                if (placed := fresh.get(number)) is not None:
+                    same = draft.is_same_as(placed)
+                elif look_up and (record := file.find(draft.id)) is not None:
+                    known[number] = record
+                    same = draft.is_content_of(record)
+                else:
+                    fresh[number] = draft
+                    added.append(number)
+                    continue
+                if not same:
                     request.error = Conflict(f"record {draft.id} is in the journal with other content")
-                    for undone, _ in added:
-                        del placed[undone.id]
+                    for undone in added:
+                        del fresh[undone]
                     break
-            else:
-                head = sequence, previous_hash
-                fresh += added
         if fresh:
-            file.write([record for _, record in fresh], [draft.about for draft, _ in fresh])
-            self._head = head
+            records = self._chain(fresh.values())
+            subjects = [draft.about.bytes if draft.about is not None else None for draft in fresh.values()]
+            file.write(records, subjects)
+            self._head = records[-1].sequence, records[-1].hash
             with self._mutex:
-                for draft, record in fresh:
-                    subject = draft.about.bytes if draft.about is not None else None
+                for record, subject, draft in zip(records, subjects, fresh.values(), strict=True):
                     self._running.add(record.sequence, record.id.bytes, record.kind, subject, draft.facts)
                 self._view = None
+            known.update(zip(fresh, records, strict=True))
         for request in batch:
             if request.error is None:
-                request.records = [placed.get(d.id) or known[d.id] for d in request.drafts]
+                request.records = [known[draft.id.int] for draft in request.drafts]
+
+    def _chain(self, drafts: Iterable[Draft]) -> list[Record]:
+        sequence, previous_hash = self._head
+        chained: list[tuple[int, Draft, bytes, bytes]] = []
+        for draft in drafts:
+            sequence += 1
+            digest = record_hash(
+                sequence, previous_hash, draft.id, draft.kind, draft.body.encode(), draft.proof
+            )
+            chained.append((sequence, draft, previous_hash, digest))
+            previous_hash = digest
+        signatures = sign_commit([digest for _, _, _, digest in chained], self._key)
+        return [
+            Record(sequence, draft.id, draft.kind, draft.body, draft.proof, before, digest, signature)
+            for (sequence, draft, before, digest), signature in zip(chained, signatures, strict=True)
+        ]
 
     def _settle(self, batch: Sequence[_Request], error: sqlite3.Error) -> None:
         """The disk failed in mid-commit: close, reopen, re-read, and only then tell the truth.
@@ -478,6 +498,7 @@ class JournalReader:
                 `record signature`; the reason names the sequence.
         """
         sequence, previous_hash = 0, GENESIS_HASH
+        known: set[bytes] = set()
         while page := self._file.after(sequence, _PAGE_RECORDS):
             for record in page:
                 sequence += 1
@@ -487,9 +508,47 @@ class JournalReader:
                     raise AuthenticationFailed(
                         f"record {sequence} does not follow the one before it", step="journal chain"
                     )
-                record.verify(gateway_key)
+                record.verify(gateway_key, known)
                 previous_hash = record.hash
+            known.clear()
         return sequence
+
+    def backup(self, target: Path, gateway_key: Ed25519PublicKey) -> int:
+        """Copy the journal as it is at this moment, gateway running or not; returns its number of records.
+
+        The copy appears under its name only once it is verified and on the disk.
+
+        Raises:
+            Conflict: there is a file of that name.
+            Unavailable: the journal cannot be read or the copy not be written.
+            AuthenticationFailed: the journal was changed; see `verify`.
+        """
+        if target.exists():
+            raise Conflict(f"{target} is there already", advice="every backup needs a name of its own")
+        partial = target.with_name(target.name + ".partial")
+        try:
+            os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600))
+            self._file.copy_to(partial)
+            with JournalReader.open(partial) as copy:
+                count = copy.verify(gateway_key)
+            fsync_file(partial)
+            partial.rename(target)
+            fsync_folder(target.parent)
+        except (sqlite3.Error, OSError) as error:
+            raise _unavailable(error, "the backup cannot be written") from None
+        finally:
+            partial.unlink(missing_ok=True)
+        return count
+
+    def export(self, after: int = 0) -> Iterator[dict[str, Any]]:
+        """What an auditor needs of every record with a sequence above `after`: all that hash and signature
+        were made of, with the sealed proof's SHA-256 in place of the proof."""
+        while page := self._file.after(after, _PAGE_RECORDS):
+            after = page[-1].sequence
+            for record in page:
+                line = record.to_wire()
+                del line["proof"]
+                yield line | {"proof_sha256": hashlib.sha256(record.proof).hexdigest()}
 
     def close(self) -> None:
         self._file.close()

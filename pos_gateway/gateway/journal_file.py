@@ -19,6 +19,7 @@ _MIGRATIONS = Migrations("journal")
 
 _RECORDS: Final = "SELECT seq, id, kind, body, proof, previous_hash, hash, signature FROM journal"
 _BUSY_TIMEOUT_S: Final = 5.0
+_PAGE_BYTES: Final = 8192
 
 
 @_MIGRATIONS()
@@ -67,7 +68,12 @@ class JournalFile:
         path.touch(mode=0o600, exist_ok=True)
         db = Database(sqlite3.connect(path, timeout=_BUSY_TIMEOUT_S, check_same_thread=False))
         try:
-            db.conn.execute("PRAGMA journal_mode = WAL")
+            # Of a new journal: a record with its proof takes a fifth of a page, not more than half of one.
+            db.conn.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+            if db.conn.execute("PRAGMA journal_mode = WAL").fetchone() != ("wal",):
+                # SQLite does not raise when the disk refuses: it stays in rollback mode, where a power cut
+                # after a commit may bring the rollback journal back.
+                raise sqlite3.OperationalError("the write-ahead log cannot be turned on")
             db.conn.execute("PRAGMA synchronous = FULL")
             _MIGRATIONS.apply(db)
             file = cls(db)
@@ -102,8 +108,8 @@ class JournalFile:
         gateway_id, public_key = self._db.conn.execute("SELECT gateway_id, public_key FROM owner").fetchone()
         return gateway_id, public_key
 
-    def write(self, records: Sequence[Record], abouts: Sequence[UUID | None]) -> None:
-        """Commit the records in one transaction.
+    def write(self, records: Sequence[Record], abouts: Sequence[bytes | None]) -> None:
+        """Commit the records in one transaction. `abouts`: the raw id of the record each speaks of.
 
         Raises:
             sqlite3.IntegrityError: an id is there already; nothing was written.
@@ -119,7 +125,7 @@ class JournalFile:
                 record.previous_hash,
                 record.hash,
                 record.signature,
-                about.bytes if about is not None else None,
+                about,
             )
             for record, about in zip(records, abouts, strict=True)
         ]
@@ -168,6 +174,19 @@ class JournalFile:
         """Sequence, id, kind, about and body of every record, in order."""
         yield from self._db.conn.execute("SELECT seq, id, kind, about, body FROM journal ORDER BY seq")
 
+    def copy_to(self, path: Path) -> None:
+        """Write all that is committed at this moment into a new file, as one database without a log.
+
+        Raises:
+            sqlite3.Error, OSError: it cannot be read or written.
+        """
+        copy = sqlite3.connect(path)
+        try:
+            self._db.conn.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+        finally:
+            copy.close()
+
     def close(self) -> None:
         """Never raises: what could not be written was never promised."""
         with contextlib.suppress(sqlite3.Error):
@@ -183,6 +202,15 @@ class JournalFile:
                 f"this journal belongs to gateway {row[0]} or to another key of it",
                 advice="every gateway keeps its own home directory",
             )
+
+
+def fsync_file(path: Path) -> None:
+    """Make a file's content durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fsync_folder(folder: Path) -> None:

@@ -22,12 +22,21 @@ _REMEMBERED: Final = 1000
 class Payments:
     """Starts payments on lanes and knows how each stands: from memory, else from the journal.
 
-    `publish` is told every change, in order, from any thread.
+    `publish` is told every change, in order, from any thread. `headroom_bytes`: with less free on the
+    journal's disk no payment is begun.
     """
 
-    def __init__(self, till: Till, journal: Journal, publish: Callable[[PaymentView], None]) -> None:
+    def __init__(
+        self,
+        till: Till,
+        journal: Journal,
+        publish: Callable[[PaymentView], None],
+        *,
+        headroom_bytes: int = 0,
+    ) -> None:
         self._till = till
         self._journal = journal
+        self._headroom_bytes = headroom_bytes
         self._publish = publish
         self._lanes: dict[str, Lane] = {}
         self._views: OrderedDict[UUID, PaymentView] = OrderedDict()
@@ -48,7 +57,7 @@ class Payments:
             InvalidMessage: the amount or currency is not one this till takes.
             Conflict: the id was used for another amount.
             NotFound: no such lane.
-            Unavailable: no lane is free.
+            Unavailable: no lane is free, or the disk is nearly full.
         """
         if currency != self._till.station.currency.code:
             raise InvalidMessage(f"this till takes {self._till.station.currency.code}", where="currency")
@@ -60,6 +69,7 @@ class Payments:
                 if known.amount_minor != amount_minor:
                     raise Conflict("this payment id was used for another amount", advice="use a new id")
                 return known
+            self._journal.room(self._headroom_bytes).check()
             lane = self._free_lane(lane_name)
             payment = self._till.new_payment(payment_id, amount_minor, self._journal.last_sequence + 1)
             view = lane.take(payment)

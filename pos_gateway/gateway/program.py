@@ -10,7 +10,8 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -34,6 +35,7 @@ from pos_gateway.gateway.lane import Lane, PaymentView
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.readers.pcsc import PcscReader, list_readers
+from pos_gateway.gateway.readers.port import Reader
 from pos_gateway.gateway.status import status
 from pos_gateway.gateway.synchroniser import Line, Synchroniser
 from pos_gateway.gateway.till import Clock, Station, Till
@@ -108,7 +110,24 @@ def make_till(
     )
 
 
-async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
+@dataclass(frozen=True, slots=True)
+class ReaderSource:
+    """Where the gateway finds its readers.
+
+    `names` raises ReaderUnavailable while nobody can say; `open` is given a name and how long a card may
+    take for one answer, in seconds.
+    """
+
+    names: Callable[[], Sequence[str]]
+    open: Callable[[str, float], Reader]
+
+
+PCSC: Final = ReaderSource(
+    list_readers, lambda name, timeout_s: PcscReader(name, response_timeout_s=timeout_s)
+)
+
+
+async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderSource = PCSC) -> None:
     """Run the gateway until SIGINT or SIGTERM.
 
     `on_ready` is given the address of the local API once it answers.
@@ -132,7 +151,14 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
         journal = stack.enter_context(
             Journal.open(home.journal, gateway_key=key, gateway_id=enrolment.gateway_id)
         )
-        feed = SnapshotFeed(home.snapshots, journal, enrolment, clock=now_unix_ms)
+        feed = SnapshotFeed(
+            home.snapshots,
+            journal,
+            enrolment,
+            clock=now_unix_ms,
+            # New limits must never be what stops payments: twice what payments stop at stays free.
+            keep_free_bytes=2 * settings.journal.headroom_bytes,
+        )
         await asyncio.to_thread(feed.load)
         feed.start_merging()
         stack.callback(feed.close)
@@ -165,12 +191,12 @@ async def serve(home: Home, *, on_ready: Callable[[str], None]) -> None:
                 if synchroniser.state.line is not Line.DOWN:
                     synchroniser.synchronise_now()
 
-        payments = Payments(till, journal, changed)
+        payments = Payments(till, journal, changed, headroom_bytes=settings.journal.headroom_bytes)
 
         def tell_status() -> dict[str, Any]:
             return status(enrolment, settings, journal, feed, synchroniser.state, payments, now_unix_ms())
 
-        lanes = _LaneKeeper(payments, till, settings, status_changed)
+        lanes = _LaneKeeper(payments, till, settings, readers, status_changed)
         stack.callback(lanes.close)
         lanes.start()
 
@@ -253,8 +279,14 @@ class _LaneKeeper:
     """Gives every reader that matches the settings a lane, also those plugged in later."""
 
     def __init__(
-        self, payments: Payments, till: Till, settings: Settings, changed: Callable[[], None]
+        self,
+        payments: Payments,
+        till: Till,
+        settings: Settings,
+        readers: ReaderSource,
+        changed: Callable[[], None],
     ) -> None:
+        self._readers = readers
         self._payments = payments
         self._till = till
         self._settings = settings
@@ -280,7 +312,7 @@ class _LaneKeeper:
 
     def _look(self) -> None:
         try:
-            names = list_readers()
+            names = self._readers.names()
         except ReaderUnavailable:
             return  # `doctor` and the page say so; a payment that needs a reader does too
         for name in names:
@@ -289,7 +321,7 @@ class _LaneKeeper:
             self._known.add(name)
             lane = Lane(
                 f"lane-{len(self._known)}",
-                PcscReader(name, response_timeout_s=self._settings.card.exchange_timeout_s),
+                self._readers.open(name, self._settings.card.exchange_timeout_s),
                 self._till,
                 card_timeout_s=self._settings.card.present_timeout_s,
                 show=self._payments.changed,

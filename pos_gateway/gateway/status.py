@@ -33,6 +33,7 @@ def status(
 ) -> dict[str, Any]:
     unit = currency(enrolment.currency)
     exposure = journal.exposure
+    room = journal.room(settings.journal.headroom_bytes)
     cap_minor = settings.caps.unsynchronised_amount_cap_minor
     return {
         "gateway_id": enrolment.gateway_id,
@@ -64,6 +65,11 @@ def status(
         "snapshot_advice": feed.last_error.advice if feed.last_error else "",
         "snapshot_progress": asdict(feed.progress) if feed.progress else None,
         "journal": {"sequence": journal.last_sequence},
+        "disk": {
+            "free_bytes": room.free_bytes,
+            "needed_bytes": room.needed_bytes,
+            "payments_stopped": room.short,
+        },
         "refused": [
             {
                 "id": str(refusal.record_id),

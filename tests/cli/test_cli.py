@@ -63,6 +63,20 @@ def test_the_journal_is_listed_shown_and_verified(told: Told, run: Run) -> None:
     assert run("journal", "verify", "--home", home) == (0, {"verified": len(kinds)})
 
 
+def test_the_journal_is_backed_up_and_exported(
+    told: Told, run: Run, say: Callable[..., str], tmp_path: Path
+) -> None:
+    home = told[0] / "gateway"
+    code, backup = run("journal", "backup", tmp_path / "backup", "--home", home)
+    assert code == 0
+    say("journal", "export", tmp_path / "export", "--home", home)
+    lines = [json.loads(line) for line in (tmp_path / "export").read_text().splitlines()]
+    assert [line["sequence"] for line in lines] == list(range(1, backup["records"] + 1))
+    assert json.loads(say("journal", "export", "--after", "1", "--home", home).splitlines()[0]) == lines[1]
+    assert "is there already" in say("journal", "export", tmp_path / "export", "--home", home)
+    assert run("journal", "backup", tmp_path / "backup", "--home", home)[0] == 6
+
+
 def test_a_changed_journal_is_noticed(told: Told, run: Run, tmp_path: Path) -> None:
     for name in ("journal.sqlite3", "identity.key"):
         (tmp_path / name).write_bytes((told[0] / "gateway" / name).read_bytes())

@@ -358,3 +358,20 @@ async def test_a_watcher_that_leaves_disturbs_nobody(counter: Counter, card: Vir
 
 def _uuid(view: dict[str, Any]) -> UUID:
     return UUID(view["id"])
+
+
+async def test_on_a_disk_that_is_nearly_full_no_payment_is_begun(counter: Counter, card: VirtualCard) -> None:
+    payments, headroom_bytes = counter.payments, 1 << 62
+    _, under_way = await counter.start()
+    payments._headroom_bytes = headroom_bytes
+    async with counter.client.get("/v1/status") as response:
+        assert not (await response.json())["disk"]["payments_stopped"]  # by the settings there is room
+    code, error = await counter.start()
+    assert code == 503
+    assert "nearly full" in error["error"]["reason"]
+    # What was begun is finished, and its id still answers.
+    counter.reader.present(card)
+    assert (await counter.finish(under_way["id"]))["state"] == "approved"
+    assert (await counter.start(id=under_way["id"]))[0] == 200
+    payments._headroom_bytes = 0
+    assert (await counter.start())[0] == 202

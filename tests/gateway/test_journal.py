@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+import hashlib
 import resource
 import shutil
 import signal
@@ -8,7 +10,9 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -408,7 +412,9 @@ def test_a_disk_that_cannot_be_read_again_leaves_the_outcome_unknown_until_it_ca
 
 _FILL_A_DISK = """
 import sys
+from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 from pos_gateway.errors import Unavailable
 from tests.gateway.journalling import open_journal, sale
 
@@ -452,7 +458,9 @@ def test_a_full_disk_stops_payments_with_a_clear_message_and_room_lets_them_go_o
 
 _APPEND_FOR_EVER = """
 import sys
+from dataclasses import replace
 from pathlib import Path
+from uuid import UUID
 from tests.gateway.journalling import open_journal, sale
 
 journal = open_journal(Path(sys.argv[1]))
@@ -495,3 +503,122 @@ def test_a_closed_journal_is_one_file(path: Path) -> None:
         journal.append_all([sale(0)])
         assert journal.records()
     assert {p.name for p in path.parent.iterdir()} == {path.name, f"{path.name}.lock"}
+
+
+@pytest.mark.parametrize("together", [1, 2, 3, 7, 64])
+def test_each_record_of_a_commit_stands_by_itself(path: Path, together: int) -> None:
+    with open_journal(path) as journal:
+        records = journal.append_all([sale(n) for n in range(together)])
+    assert len({record.signature[:64] for record in records}) == 1, "signed once"
+    stranger = Ed25519PrivateKey.from_private_bytes(bytes(32)).public_key()
+    for record in records:
+        travelled = Record.from_wire(record.to_wire())
+        travelled.verify(KEY.public_key())
+        with pytest.raises(AuthenticationFailed, match="record signature"):
+            travelled.verify(stranger)
+        for place in range(len(record.signature)):
+            changed = bytearray(record.signature)
+            changed[place] ^= 1
+            with pytest.raises(AuthenticationFailed, match="record signature"):
+                replace(record, signature=bytes(changed)).verify(KEY.public_key(), set())
+    if together > 1:
+        with pytest.raises(AuthenticationFailed, match="record signature"):
+            replace(records[0], signature=records[1].signature).verify(KEY.public_key())
+
+
+def test_a_remembered_signature_vouches_for_its_own_commit_only(path: Path) -> None:
+    with open_journal(path) as journal:
+        first = journal.append_all([sale(n) for n in range(4)])
+        other = journal.append_all([sale(n) for n in range(4, 8)])
+    known: set[bytes] = set()
+    for record in first:
+        record.verify(KEY.public_key(), known)
+    assert len(known) == 1
+    with pytest.raises(AuthenticationFailed, match="record signature"):
+        replace(other[0], signature=first[0].signature).verify(KEY.public_key(), known)
+
+
+@pytest.mark.parametrize("length", [0, 63, 65, 96, 98, 64 + 33 * 25])
+def test_a_signature_of_another_shape_is_refused(path: Path, length: int) -> None:
+    with open_journal(path) as journal:
+        record = journal.append_all([sale(0)])[0]
+    crooked = replace(record, signature=bytes(length))
+    with pytest.raises(AuthenticationFailed, match="record signature"):
+        crooked.verify(KEY.public_key())
+    with pytest.raises(InvalidMessage, match="signature"):
+        Record.from_wire(crooked.to_wire())
+
+
+def test_a_backup_is_taken_while_the_gateway_runs_and_opens_as_the_journal_did(
+    path: Path, tmp_path: Path
+) -> None:
+    copy = tmp_path / "backup.sqlite3"
+    with open_journal(path) as journal:
+        journal.append_all([sale(n) for n in range(5)])
+        with JournalReader.open(path) as reader:
+            assert reader.backup(copy, KEY.public_key()) == 5
+            with pytest.raises(Conflict):
+                reader.backup(copy, KEY.public_key())
+        journal.append_all([sale(5)])
+        view = journal.view
+    assert copy.stat().st_mode & 0o777 == 0o600
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith("backup")] == [copy.name]
+    with open_journal(copy) as restored:
+        assert restored.verify() == 5
+        # What came after the backup can be put in again: the same records, the same sums.
+        restored.append_all([sale(5)])
+        assert restored.view == view
+
+
+def test_a_backup_of_a_changed_journal_is_refused_and_leaves_nothing(path: Path, tmp_path: Path) -> None:
+    with open_journal(path) as journal:
+        journal.append_all([sale(n) for n in range(3)])
+    connection = sqlite3.connect(path)
+    connection.execute("DROP TRIGGER journal_refuses_update")
+    connection.execute("UPDATE journal SET proof = x'00' WHERE seq = 2")
+    connection.commit()
+    connection.close()
+    with JournalReader.open(path) as reader, pytest.raises(AuthenticationFailed, match="record 2"):
+        reader.backup(tmp_path / "backup", KEY.public_key())
+    assert not [p for p in tmp_path.iterdir() if p.name.startswith("backup")]
+    with JournalReader.open(path) as reader, pytest.raises(Unavailable):
+        reader.backup(tmp_path / "no such folder" / "backup", KEY.public_key())
+
+
+def test_an_export_is_enough_to_check_chain_and_signatures(path: Path) -> None:
+    with open_journal(path) as journal:
+        journal.append_all([sale(n) for n in range(3)])
+        journal.append_all([acknowledgement(0)])
+    with JournalReader.open(path) as reader:
+        lines = list(reader.export())
+        assert [line["sequence"] for line in reader.export(after=2)] == [3, 4]
+    previous = bytes(32)
+    for line in lines:
+        assert "proof" not in line
+        digest = hashlib.sha256(b"pos-gateway journal record 1\0" + line["sequence"].to_bytes(8, "big"))
+        digest.update(previous + UUID(line["id"]).bytes)
+        for part in (line["kind"].encode(), line["body"].encode()):
+            digest.update(hashlib.sha256(part).digest())
+        digest.update(bytes.fromhex(line["proof_sha256"]))
+        previous = digest.digest()
+        assert line["hash"] == previous.hex()
+        signature = base64.b64decode(line["signature"])
+        root = previous
+        for at in range(64, len(signature), 33):
+            side, neighbour = signature[at], signature[at + 1 : at + 33]
+            pair = neighbour + root if side == 0 else root + neighbour
+            root = hashlib.sha256(b"pos-gateway commit node 1\0" + pair).digest()
+        KEY.public_key().verify(signature[:64], b"pos-gateway record signature 1\0" + root)
+
+
+def test_no_room_for_what_is_begun_is_told_before_anything_begins(path: Path) -> None:
+    with open_journal(path) as journal:
+        room = journal.room(headroom_bytes=0)
+        assert not room.short
+        room.check()
+        journal.append_all([sale(n) for n in range(10)])
+        assert journal.room(headroom_bytes=0).needed_bytes == 10 * 2048
+        short = journal.room(headroom_bytes=1 << 62)
+        assert short.short
+        with pytest.raises(Unavailable, match="nearly full"):
+            short.check()
