@@ -2,7 +2,7 @@
 
 home/ledger.json    who issues, in which currency
 home/keys/          every key, mode 0600
-home/ledger.db      accounts, tokens, presentments, double entry
+home/ledger.db      accounts, tokens, presentments, double entry: unless ledger.json names a PostgreSQL
 home/snapshots/     what gateways may fetch
 """
 
@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
@@ -40,6 +41,7 @@ from pos_gateway.ledger import accounts, gateways, issuing, postings, store
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
 from pos_gateway.ledger.config import Identity, Policy
+from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
@@ -91,15 +93,18 @@ class Alarm:
 class Ledger:
     """Open with `Ledger.open`, make with `Ledger.create`; close it, or use it as a context manager.
 
-    Safe to share between threads; several processes may open the same home. `clock` tells unix seconds.
+    Safe to share between threads; several processes may open the same home, on several machines if the
+    books are in a PostgreSQL. `clock` tells unix seconds.
     """
 
-    def __init__(self, home: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, home: Path, *, database: str | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
         self.home = home
         self.identity = Identity.load(home / "ledger.json")
         self.currency = currency_of(self.identity.currency)
         self.keys = KeyRing.load(home / "keys")
-        self._database = Store.open(home / "ledger.db")
+        self._database = Store.open(database_url(database or self.identity.database, home))
         self._publisher = Publisher(self._database, home / "snapshots")
         self._clock = clock
         self._publisher.release_pending()
@@ -115,12 +120,17 @@ class Ledger:
         policy: Policy | None = None,
         snapshot_keys: int = 1,
         snapshot_threshold: int = 1,
+        database: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> Ledger:
         """Make a ledger: keys, certificates, an empty database. All or nothing.
 
+        `database`: the URL of an empty PostgreSQL database, without a password (see `database_url`);
+        SQLite in the home if not said.
+
         Raises:
-            InvalidConfiguration: the home exists already and is not empty.
+            InvalidConfiguration: the home exists already and is not empty, or the URL is wrong.
+            Conflict: the database is not empty.
             InvalidInput: an unknown currency, or a threshold that the keys cannot reach.
         """
         currency_of(currency)
@@ -131,6 +141,7 @@ class Ledger:
             raise InvalidConfiguration(
                 "something is there already", where=str(home), advice="choose an empty folder"
             )
+        url = database_url(database, home)
         home.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
         try:
@@ -148,26 +159,48 @@ class Ledger:
                 issuer_expires=_years_on(now.date(), _ISSUER_LIFE_YEARS),
                 issuer_certificate_hex=certificate.certificate.hex(),
                 issuer_remainder_hex=certificate.remainder.hex(),
+                database=database,
             )
             (staging / "ledger.json").write_text(identity.model_dump_json(indent=1) + "\n")
             (staging / "snapshots").mkdir()
-            database = Store.create(staging / "ledger.db")
-            with database.write() as connection:
-                _add_policy(connection, policy or Policy(), int(clock() * 1000))
-            database.close()
-            os.rename(staging, home)
+            _create_books(
+                url if database else sqlite_url(staging / "ledger.db"),
+                policy or Policy(),
+                int(clock() * 1000),
+                then=lambda: os.rename(staging, home),
+            )
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
         return cls(home, clock=clock)
 
     @classmethod
-    def open(cls, home: Path, *, clock: Callable[[], float] = time.time) -> Ledger:
-        """
+    def open(
+        cls, home: Path, *, database: str | None = None, clock: Callable[[], float] = time.time
+    ) -> Ledger:
+        """`database`: another way to the same books than `ledger.json` names.
+
         Raises:
-            InvalidConfiguration: no ledger there, or a file of it is missing, damaged or open to others.
+            InvalidConfiguration: no ledger there, a file of it is missing, damaged or open to others, or
+                its tables are of another version.
+            Unavailable: its database is not to be had.
         """
-        return cls(home.absolute(), clock=clock)
+        return cls(home.absolute(), database=database, clock=clock)
+
+    @classmethod
+    def migrate(cls, home: Path, to: str = "head") -> tuple[str | None, str | None]:
+        """Bring the tables of the ledger in `home` to another version, by default this program's.
+
+        Returns the version before and after.
+
+        Raises:
+            InvalidConfiguration: no ledger there, or no such version.
+            Unavailable: its database is not to be had.
+        """
+        home = home.absolute()
+        url = database_url(Identity.load(home / "ledger.json").database, home)
+        with closing(Store.connect(url)) as books:
+            return books.migrate(to)
 
     def close(self) -> None:
         self._database.close()
@@ -513,6 +546,17 @@ class Ledger:
                 taken = sa.select(store.tokens.c.id).filter_by(token_key=self._token_key(pan, 1))
                 if connection.execute(taken).first() is None:
                     return pan
+
+
+def _create_books(url: sa.URL, policy: Policy, now_unix_ms: int, *, then: Callable[[], object]) -> None:
+    with closing(Store.create(url)) as books:
+        try:
+            with books.write() as connection:
+                _add_policy(connection, policy, now_unix_ms)
+            then()
+        except BaseException:
+            books.migrate("base")
+            raise
 
 
 def _add_policy(connection: sa.Connection, policy: Policy, now_unix_ms: int) -> None:

@@ -70,6 +70,7 @@ class Publisher:
             Unavailable, OutcomeUnknown: see `Store.write`.
         """
         with self._database.write() as connection:
+            store.lock_publishing(connection)
             last = connection.scalar(sa.select(sa.func.max(_versions.version)))
             version = 1 + (last or 0)
             terms = _terms(version, identity, policy, token_key_epoch, now_unix_s())
