@@ -45,8 +45,8 @@ from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
-from pos_gateway.ledger.postings import AlarmKind, RecordVerdict
 from pos_gateway.ledger.publisher import PublishedSnapshot, Publisher
+from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
 from pos_gateway.ledger.store import Store
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
@@ -67,7 +67,9 @@ class IssuedToken:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """One posted payment."""
+    """One posted payment, or what was given back of one: its amount is negative then.
+
+    `kind` is `payment`, `reversal` or `refund`."""
 
     record_id: UUID
     account_id: str
@@ -76,6 +78,7 @@ class Payment:
     amount_minor: int
     tapped_unix_ms: int
     posted_unix_ms: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -459,7 +462,7 @@ class Ledger:
                 store.entries,
                 sa.and_(entries.account_id == transfers.account_id, entries.transfer_id == transfers.id),
             )
-            .where(entries.book == postings.RECEIVABLE)
+            .where(entries.book == RECEIVABLE)
             .order_by(transfers.posted_unix_ms, transfers.record_id)
         )
         if account_id is not None:
@@ -474,6 +477,7 @@ class Ledger:
                     amount_minor=row.amount_minor,
                     tapped_unix_ms=row.tapped_unix_ms,
                     posted_unix_ms=row.posted_unix_ms,
+                    kind=row.kind,
                 )
                 for row in connection.execute(query)
             )

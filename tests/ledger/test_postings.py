@@ -25,8 +25,8 @@ from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger import Ledger, store
 from pos_gateway.ledger.accounts import Account, TokenStatus
 from pos_gateway.ledger.evidence import examine
-from pos_gateway.ledger.postings import AlarmKind
 from pos_gateway.ledger.reserve import InvariantBroken
+from pos_gateway.ledger.settlement import AlarmKind
 from pos_gateway.records import Record, Verdict, open_proof, sign_batch
 from tests.ledger.shop import Clock, Shop
 

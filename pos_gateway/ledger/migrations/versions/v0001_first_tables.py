@@ -134,6 +134,8 @@ def upgrade() -> None:
         sa.Column("verdict", sa.String(length=12), nullable=False),
         sa.Column("reason", sa.String(), nullable=False),
         sa.Column("received_unix_ms", sa.BigInteger(), nullable=False),
+        sa.Column("kind", sa.String(length=24), nullable=False),
+        sa.Column("about", sa.Uuid(), nullable=True),
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name="presentments_account_id_fkey"),
         sa.ForeignKeyConstraint(["gateway_id"], ["gateways.id"], name="presentments_gateway_id_fkey"),
         sa.PrimaryKeyConstraint("gateway_id", "record_id", name="presentments_pkey"),
@@ -142,6 +144,7 @@ def upgrade() -> None:
     op.create_index(
         "presentments_by_gateway_id_sequence", "presentments", ["gateway_id", "sequence"], unique=False
     )
+    op.create_index("presentments_by_gateway_id_about", "presentments", ["gateway_id", "about"], unique=False)
     op.create_table(
         "publications",
         sa.Column("account_id", sa.String(length=32), nullable=False),
@@ -174,10 +177,19 @@ def upgrade() -> None:
         sa.Column("gateway_id", sa.String(length=32), nullable=False),
         sa.Column("tapped_unix_ms", sa.BigInteger(), nullable=False),
         sa.Column("posted_unix_ms", sa.BigInteger(), nullable=False),
+        sa.Column("original_id", sa.Uuid(), nullable=True),
         sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name="transfers_account_id_fkey"),
         sa.ForeignKeyConstraint(["gateway_id"], ["gateways.id"], name="transfers_gateway_id_fkey"),
         sa.ForeignKeyConstraint(["token_id"], ["tokens.id"], name="transfers_token_id_fkey"),
+        sa.ForeignKeyConstraint(
+            ["account_id", "original_id"],
+            ["transfers.account_id", "transfers.id"],
+            name="transfers_account_id_original_id_fkey",
+        ),
         sa.PrimaryKeyConstraint("account_id", "id", name="transfers_pkey"),
+    )
+    op.create_index(
+        "transfers_by_account_id_original_id", "transfers", ["account_id", "original_id"], unique=False
     )
     op.create_table(
         "entries",
