@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
+from pos_gateway.ledger.bulk import among
 from pos_gateway.ledger.reserve import Interval, IntervalSet, Publication, check_invariant, claimable, measure
 from pos_gateway.limits.record import Status
 
@@ -148,9 +149,9 @@ def lock_accounts(connection: sa.Connection, account_ids: Iterable[str]) -> dict
     cannot wait for each other."""
     query = (
         sa.select(store.accounts)
-        .where(store.accounts.c.id.in_(set(account_ids)))
+        .where(among(connection, store.accounts.c.id, set(account_ids)))
         .order_by(store.accounts.c.id)
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
     return {row.id: row for row in connection.execute(query)}
 
@@ -198,10 +199,10 @@ def token_lines(connection: sa.Connection, account_ids: Sequence[str]) -> list[T
     read: points above the lowest start of a publication that has not lapsed."""
     tokens, publications, claims = store.tokens.c, store.publications.c, store.claims.c
     rows = connection.execute(
-        sa.select(store.tokens).where(tokens.account_id.in_(account_ids)).order_by(tokens.id)
+        sa.select(store.tokens).where(among(connection, tokens.account_id, account_ids)).order_by(tokens.id)
     )
     lines = {row.id: TokenLine(row, row.highest_counter) for row in rows}
-    standing = sa.and_(publications.account_id.in_(account_ids), ~publications.lapsed)
+    standing = sa.and_(among(connection, publications.account_id, account_ids), ~publications.lapsed)
     for row in connection.execute(sa.select(store.publications).where(standing)):
         lines[row.token_id].publications.append(
             Publication(row.highest, row.ceiling, row.stands_until_unix_s)
@@ -252,7 +253,9 @@ def check_accounts(connection: sa.Connection, account_ids: Iterable[str], now_un
     for start in range(0, len(ids), AT_ONCE):
         chunk = ids[start : start + AT_ONCE]
         by_account = lines_by_account(token_lines(connection, chunk))
-        for row in connection.execute(sa.select(store.accounts).where(store.accounts.c.id.in_(chunk))):
+        for row in connection.execute(
+            sa.select(store.accounts).where(among(connection, store.accounts.c.id, chunk))
+        ):
             check_invariant(
                 limit_minor=row.limit_minor,
                 outstanding_minor=row.outstanding_minor,

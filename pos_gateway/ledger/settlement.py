@@ -18,10 +18,11 @@ import sqlalchemy as sa
 
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenLine
+from pos_gateway.ledger.bulk import among, among_pairs, insert_rows, update_each
 from pos_gateway.ledger.corrections import Correction, Judged, Original, judge
 from pos_gateway.ledger.evidence import Tap
 from pos_gateway.ledger.gateways import Gateway
-from pos_gateway.ledger.reserve import IntervalSet, contains, subtract
+from pos_gateway.ledger.reserve import Interval, IntervalSet, contains, subtract
 from pos_gateway.money import Currency
 from pos_gateway.records import Kind, Record, Verdict, canonical_json
 
@@ -97,7 +98,11 @@ class _Claim(NamedTuple):
 
 @dataclass(slots=True)
 class _Line:
-    """A token of this batch: its line, what may still be claimed on it, and who has claimed near by."""
+    """A token of this batch: its line, and what may still be claimed on it.
+
+    `claims`: those of this batch, and earlier ones that were not posted. No posted one overlaps what is
+    claimable; whoever wants more than that must be held against the table.
+    """
 
     token: TokenLine
     claimable: IntervalSet
@@ -158,7 +163,7 @@ class Settlement:
         owners = set(
             self._connection.scalars(
                 sa.select(tokens.account_id)
-                .where(tokens.token_key.in_({tap.token_key for tap in taps}))
+                .where(among(self._connection, tokens.token_key, {tap.token_key for tap in taps}))
                 .distinct()
             )
         )
@@ -180,57 +185,39 @@ class Settlement:
             columns.verdict,
             columns.reason,
             columns.account_id,
-        ).where(mine, columns.record_id.in_({record.id for record in records} | abouts))
+        ).where(mine, among(self._connection, columns.record_id, {record.id for record in records} | abouts))
         for row in self._connection.execute(seen):
             self._seen[row.record_id] = _Seen(
                 Kind(row.kind), row.content_digest, Verdict(row.verdict), row.reason, row.account_id
             )
         sequences = sa.select(columns.sequence, columns.record_id).where(
-            mine, columns.sequence.in_({record.sequence for record in records})
+            mine, among(self._connection, columns.sequence, {record.sequence for record in records})
         )
         for sequence, record_id in self._connection.execute(sequences):
             self._sequences[sequence] = record_id
 
     def _read_lines(self, owners: list[str], taps: list[Tap]) -> None:
-        spans: dict[bytes, tuple[int, int]] = {}
-        for tap in taps:
-            before, after = spans.get(tap.token_key, (tap.counter_before, tap.counter_after))
-            spans[tap.token_key] = min(before, tap.counter_before), max(after, tap.counter_after)
+        keys = {tap.token_key for tap in taps}
         by_id: dict[str, _Line] = {}
         for token in accounts.token_lines(self._connection, owners):
-            if token.row.token_key in spans:
+            if token.row.token_key in keys:
                 line = _Line(token, token.claimable(self._now_unix_s))
                 self._lines[token.row.token_key] = by_id[token.id] = line
         if not by_id:
             return
         publications = store.publications.c
-        relied_on = sa.select(store.publications).where(
-            publications.token_id.in_(by_id), publications.digest.in_({tap.limit_digest for tap in taps})
-        )
+        pairs = {
+            (self._lines[t.token_key].token.id, t.limit_digest) for t in taps if t.token_key in self._lines
+        }
+        relied_on = sa.select(
+            publications.token_id, publications.digest, publications.ceiling, publications.stands_until_unix_s
+        ).where(among_pairs(self._connection, (publications.token_id, publications.digest), pairs))
         for row in self._connection.execute(relied_on):
             self._published[row.token_id, row.digest] = row
-        claims = store.claims.c
-        span = (
-            sa.values(sa.column("token_id", sa.String), *(sa.column(n, sa.BigInteger) for n in _ENDS))
-            .data([(line.token.id, *spans[key]) for key, line in self._lines.items()])
-            .cte("span")
+        unposted = _CLAIM.where(
+            among(self._connection, store.claims.c.token_id, by_id), ~store.claims.c.posted
         )
-        near = sa.select(
-            claims.token_id,
-            claims.counter_after,
-            claims.counter_before,
-            claims.gateway_id,
-            claims.record_id,
-            claims.posted,
-        ).join(
-            span,
-            sa.and_(
-                claims.token_id == span.c.token_id,
-                claims.counter_after > span.c.before,
-                claims.counter_before < span.c.after,
-            ),
-        )
-        for token_id, *claim in self._connection.execute(near):
+        for token_id, *claim in self._connection.execute(unposted):
             by_id[token_id].claims.append(_Claim(*claim))
         for line in by_id.values():
             line.claims.sort()
@@ -257,8 +244,11 @@ class Settlement:
                 sa.and_(entries.account_id == transfers.account_id, entries.transfer_id == transfers.id),
             )
             .where(
-                transfers.account_id.in_(account_ids),
-                sa.or_(transfers.id.in_(by_transfer), transfers.original_id.in_(by_transfer)),
+                among(self._connection, transfers.account_id, account_ids),
+                sa.or_(
+                    among(self._connection, transfers.id, by_transfer),
+                    among(self._connection, transfers.original_id, by_transfer),
+                ),
                 entries.book == RECEIVABLE,
             )
         )
@@ -276,7 +266,7 @@ class Settlement:
             sa.select(columns.record_id, columns.kind, columns.about, columns.body)
             .where(
                 columns.gateway_id == self._gateway.id,
-                columns.about.in_(authorizations),
+                among(self._connection, columns.about, authorizations),
                 columns.verdict == Verdict.UNKNOWN.value,
             )
             .order_by(columns.sequence)
@@ -372,7 +362,11 @@ class Settlement:
             return Verdict.INVALID, reason
         if tap.counter_after > token.highest:
             token.highest = self._raised[token.id] = tap.counter_after
-        others = line.overlapping(tap.counter_before, tap.counter_after)
+        interval = (tap.counter_before, tap.counter_after)
+        guaranteed = contains(line.claimable, interval)
+        others = line.overlapping(*interval)
+        if not guaranteed:
+            others += self._posted_over(token.id, interval)
         for other in others:
             detail = f"overlaps record {other.record_id} of gateway {other.gateway_id}"
             self._alarm(AlarmKind.OVERLAP, record.id, token.account_id, detail)
@@ -381,8 +375,7 @@ class Settlement:
             return Verdict.CONFLICT, (
                 "The card contradicts a payment presented before: it may be a copy. Both are kept."
             )
-        interval = (tap.counter_before, tap.counter_after)
-        if not contains(line.claimable, interval):
+        if not guaranteed:
             self._claim(record, tap, line, posted=False)
             if self._now_unix_s > relied_on.stands_until_unix_s:
                 return Verdict.LATE, "Presented after the deadline; the issuer will review it."
@@ -391,6 +384,12 @@ class Settlement:
         line.claimable = subtract(line.claimable, (interval,))
         self._post(record.id, "payment", token.account_id, token.id, tap.amount_minor, tap.at_unix_ms)
         return Verdict.POSTED, _POSTED
+
+    def _posted_over(self, token_id: str, interval: Interval) -> list[_Claim]:
+        found = self._connection.execute(
+            _POSTED_OVER, {"token": token_id, "before": interval[0], "after": interval[1]}
+        )
+        return [_Claim(*claim) for _, *claim in found]
 
     def _claim(self, record: Record, tap: Tap, line: _Line, *, posted: bool) -> None:
         claim = _Claim(tap.counter_after, tap.counter_before, self._gateway.id, record.id, posted)
@@ -523,26 +522,23 @@ class Settlement:
 
     def _write(self) -> None:
         for table, rows in self._rows.items():
-            store.insert_rows(self._connection, table, rows)
+            insert_rows(self._connection, table, rows)
         owed = {account: more for account, more in self._owed_minor.items() if more}
-        if owed:
-            self._connection.execute(
-                _OWE, [{"account": account, "more": more} for account, more in sorted(owed.items())]
-            )
-        if self._raised:
-            self._connection.execute(
-                _RAISE, [{"token": token, "counter": counter} for token, counter in self._raised.items()]
-            )
+        update_each(self._connection, store.accounts, "outstanding_minor", owed, add=True)
+        update_each(self._connection, store.tokens, "highest_counter", self._raised)
 
 
-_ENDS: Final = ("before", "after")
-_OWE: Final = (
-    store.accounts.update()
-    .where(store.accounts.c.id == sa.bindparam("account"))
-    .values(outstanding_minor=store.accounts.c.outstanding_minor + sa.bindparam("more"))
+_CLAIM: Final = sa.select(
+    store.claims.c.token_id,
+    store.claims.c.counter_after,
+    store.claims.c.counter_before,
+    store.claims.c.gateway_id,
+    store.claims.c.record_id,
+    store.claims.c.posted,
 )
-_RAISE: Final = (
-    store.tokens.update()
-    .where(store.tokens.c.id == sa.bindparam("token"))
-    .values(highest_counter=sa.bindparam("counter"))
+_POSTED_OVER: Final = _CLAIM.where(
+    store.claims.c.token_id == sa.bindparam("token"),
+    store.claims.c.counter_after > sa.bindparam("before"),
+    store.claims.c.counter_before < sa.bindparam("after"),
+    store.claims.c.posted,
 )

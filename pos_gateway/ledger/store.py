@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import psycopg
 import sqlalchemy as sa
@@ -167,6 +167,13 @@ claims = sa.Table(
     Column("record_id", sa.Uuid, nullable=False),
     Column("posted", Boolean, nullable=False),
     CheckConstraint("counter_before < counter_after", name="interval_not_empty"),
+    # Few, and each batch asks whether its tokens have any.
+    sa.Index(
+        "claims_not_posted",
+        "token_id",
+        sqlite_where=sa.text("NOT posted"),
+        postgresql_where=sa.text("NOT posted"),
+    ),
 )
 
 transfers = sa.Table(
@@ -370,21 +377,6 @@ def lock_publishing(connection: sa.Connection) -> None:
     """One publisher at a time, among all replicas. On SQLite every writer is alone anyway."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"LOCK TABLE {snapshots.name} IN SHARE ROW EXCLUSIVE MODE")
-
-
-def insert_rows(connection: sa.Connection, table: sa.Table, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Insert rows that all have the same columns by one statement: COPY on PostgreSQL."""
-    if not rows:
-        return
-    if connection.dialect.name != "postgresql":
-        connection.execute(table.insert(), rows)
-        return
-    names = list(rows[0])
-    columns = ", ".join(names)
-    driver: Any = connection.connection.driver_connection
-    with driver.cursor() as cursor, cursor.copy(f"COPY {table.name} ({columns}) FROM STDIN") as copy:
-        for row in rows:
-            copy.write_row([row[name] for name in names])
 
 
 def _begin(connection: sa.Connection) -> sa.RootTransaction:

@@ -548,6 +548,7 @@ def test_crooked_books_are_noticed(ledger: Ledger, account: Account, shop: Shop,
         ledger.check_books()
 
 
+@pytest.mark.parametrize("dialect", ["sqlite"])
 def test_no_token_number_and_no_key_stands_in_the_database(
     ledger: Ledger, account: Account, shop: Shop, personalisation: Personalisation, card: VirtualCard
 ) -> None:

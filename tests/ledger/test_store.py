@@ -13,8 +13,8 @@ import pytest
 import sqlalchemy as sa
 
 from pos_gateway.errors import Conflict, InvalidConfiguration, OutcomeUnknown, Unavailable
+from pos_gateway.ledger import bulk, migrations, store
 from pos_gateway.ledger import database as databases
-from pos_gateway.ledger import migrations, store
 from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.store import Contended, Store
 from tests.ledger.books import Cluster
@@ -244,9 +244,9 @@ def test_a_connection_lost_in_a_transaction_is_unavailable_and_one_lost_at_commi
 def test_rows_go_in_whole_or_not_at_all(books: Store) -> None:
     rows = [{**MERCHANT, "id": f"M{i}", "name": "店\t\\N\n"} for i in range(3)]
     with books.write() as connection:
-        store.insert_rows(connection, store.merchants, rows)
-        store.insert_rows(connection, store.merchants, [])
+        bulk.insert_rows(connection, store.merchants, rows)
+        bulk.insert_rows(connection, store.merchants, [])
     with pytest.raises((sa.exc.IntegrityError, psycopg.IntegrityError)), books.write() as connection:
-        store.insert_rows(connection, store.merchants, [{**MERCHANT, "id": "M9"}, rows[0]])
+        bulk.insert_rows(connection, store.merchants, [{**MERCHANT, "id": "M9"}, rows[0]])
     with books.read() as connection:
         assert connection.scalars(sa.select(store.merchants.c.name)).all() == ["店\t\\N\n"] * 3

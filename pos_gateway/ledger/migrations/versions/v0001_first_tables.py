@@ -120,6 +120,14 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["token_id"], ["tokens.id"], name="claims_token_id_fkey"),
         sa.PrimaryKeyConstraint("token_id", "counter_after", "cryptogram", name="claims_pkey"),
     )
+    op.create_index(
+        "claims_not_posted",
+        "claims",
+        ["token_id"],
+        unique=False,
+        sqlite_where=sa.text("NOT posted"),
+        postgresql_where=sa.text("NOT posted"),
+    )
     op.create_table(
         "presentments",
         sa.Column("gateway_id", sa.String(length=32), nullable=False),
