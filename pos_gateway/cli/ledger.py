@@ -72,6 +72,20 @@ def migrate(
 
 
 @app.command()
+def restored(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Say that the database was restored from a backup. The publications it forgot are replayed from the
+    signer's log, and every gateway presents again what it still keeps. Stop every replica first."""
+    replayed = Ledger.restored(home)
+    data = {
+        "snapshots": replayed.snapshots,
+        "publications": replayed.publications,
+        "unknown_tokens": replayed.unknown_tokens,
+    }
+    text = f"A new epoch; {replayed.publications} publications of {replayed.snapshots} snapshots replayed."
+    emit(data, text, as_json=as_json)
+
+
+@app.command()
 def serve(
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for any free one.")] = DEFAULT_PORT,

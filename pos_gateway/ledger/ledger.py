@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -47,6 +47,7 @@ from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
 from pos_gateway.ledger.publisher import PublishedSnapshot, Publisher
 from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
+from pos_gateway.ledger.signer_log import Replayed, SignerLog
 from pos_gateway.ledger.store import Store
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
@@ -101,14 +102,22 @@ class Ledger:
     """
 
     def __init__(
-        self, home: Path, *, database: str | None = None, clock: Callable[[], float] = time.time
+        self,
+        home: Path,
+        *,
+        database: str | None = None,
+        restoring: bool = False,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self.home = home
         self.identity = Identity.load(home / "ledger.json")
         self.currency = currency_of(self.identity.currency)
         self.keys = KeyRing.load(home / "keys")
         self._database = Store.open(database_url(database or self.identity.database, home))
-        self._publisher = Publisher(self._database, home / "snapshots")
+        self._log = SignerLog(home / "keys" / "publications")
+        self._publisher = Publisher(self._database, home / "snapshots", self._log)
+        if not restoring:
+            self._check_remembers()
         self._clock = clock
         self._publisher.release_pending()
 
@@ -205,6 +214,40 @@ class Ledger:
         with closing(Store.connect(url)) as books:
             return books.migrate(to)
 
+    @classmethod
+    def restored(cls, home: Path, *, clock: Callable[[], float] = time.time) -> Replayed:
+        """Say that the database was restored from a backup, with no replica running: the signer's log is
+        replayed, and a new epoch makes every gateway present again what it still keeps.
+
+        Raises:
+            InvalidConfiguration, Unavailable: see `open`.
+        """
+        with cls(home.absolute(), restoring=True, clock=clock) as ledger:
+            with ledger._database.write() as connection:
+                replayed = ledger._log.replay(connection)
+                number = connection.scalar(sa.select(sa.func.max(store.epochs.c.number))) or 0
+                connection.execute(
+                    store.epochs.insert().values(
+                        number=number + 1, id=uuid4(), since_unix_ms=ledger.now_unix_ms()
+                    )
+                )
+            return replayed
+
+    def _check_remembers(self) -> None:
+        """Shops may rely on every publication that was logged: nothing may be given out without them."""
+        logged = self._log.versions()
+        if not logged:
+            return
+        with self._database.read() as connection:
+            known = connection.scalar(sa.select(sa.func.max(store.snapshots.c.version))) or 0
+        if known < logged[-1]:
+            self._database.close()
+            raise InvalidConfiguration(
+                f"the database knows of {known} snapshots, and {logged[-1]} were published",
+                where="database",
+                advice="if it was restored from a backup, run `pos-gateway ledger restored`",
+            )
+
     def close(self) -> None:
         self._database.close()
 
@@ -218,6 +261,14 @@ class Ledger:
 
     def now_unix_ms(self) -> int:
         return int(self._clock() * 1000)
+
+    @property
+    def epoch(self) -> UUID:
+        """Which life of this ledger it is: another one after a restore from a backup."""
+        with self._database.read() as connection:
+            newest = sa.select(store.epochs.c.id).order_by(store.epochs.c.number.desc()).limit(1)
+            epoch: UUID = connection.scalars(newest).one()
+            return epoch
 
     @property
     def policy(self) -> Policy:

@@ -1,6 +1,6 @@
 """Publishing limits: decide every token's next ceiling, record it, and only then let the file out.
 
-    build under a temporary name, fsync ─► commit the publications ─► rename, fsync the folder
+    build under a temporary name, fsync ─► commit the publications ─► signer's log ─► rename, fsync the folder
 
 A crash before the commit leaves a file that nobody gets; one after it leaves publications that reserve
 credit for a file that is released at the next start. Never is a ceiling in a shop that is not on record.
@@ -25,6 +25,7 @@ from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenLine, TokenStatus
 from pos_gateway.ledger.config import Identity, Policy
 from pos_gateway.ledger.reserve import allot, measure
+from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.store import Store
 from pos_gateway.limits.builder import build_snapshot
 from pos_gateway.limits.header import SnapshotTerms
@@ -51,9 +52,10 @@ class PublishedSnapshot:
 class Publisher:
     """Publishes the snapshots of one ledger into one folder."""
 
-    def __init__(self, database: Store, folder: Path) -> None:
+    def __init__(self, database: Store, folder: Path, log: SignerLog) -> None:
         self._database = database
         self._folder = folder
+        self._log = log
 
     def publish(
         self,
@@ -146,6 +148,8 @@ class Publisher:
         accounts.check_accounts(connection, touched, terms.valid_from_unix_s)
 
     def _release(self, version: int) -> None:
+        with self._database.read() as connection:
+            self._log.record(connection, version)
         try:
             os.rename(self._temporary(version), self.path(version))
         except FileNotFoundError:

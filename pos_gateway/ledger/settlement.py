@@ -22,7 +22,7 @@ from pos_gateway.ledger.bulk import among, among_pairs, insert_rows, update_each
 from pos_gateway.ledger.corrections import Correction, Judged, Original, judge
 from pos_gateway.ledger.evidence import Tap
 from pos_gateway.ledger.gateways import Gateway
-from pos_gateway.ledger.reserve import Interval, IntervalSet, contains, subtract
+from pos_gateway.ledger.reserve import Interval, IntervalSet, contains
 from pos_gateway.money import Currency
 from pos_gateway.records import Kind, Record, Verdict, canonical_json
 
@@ -98,10 +98,10 @@ class _Claim(NamedTuple):
 
 @dataclass(slots=True)
 class _Line:
-    """A token of this batch: its line, and what may still be claimed on it.
+    """A token of this batch: its line, and what could still be claimed on it before the batch.
 
-    `claims`: those of this batch, and earlier ones that were not posted. No posted one overlaps what is
-    claimable; whoever wants more than that must be held against the table.
+    `claims`: those of this batch, and earlier ones that were not posted. No earlier posted one overlaps
+    what was claimable; whoever wants more than that must be held against the table.
     """
 
     token: TokenLine
@@ -381,7 +381,6 @@ class Settlement:
                 return Verdict.LATE, "Presented after the deadline; the issuer will review it."
             return Verdict.LATE, "Outside what the issuer still guarantees; it will be reviewed."
         self._claim(record, tap, line, posted=True)
-        line.claimable = subtract(line.claimable, (interval,))
         self._post(record.id, "payment", token.account_id, token.id, tap.amount_minor, tap.at_unix_ms)
         return Verdict.POSTED, _POSTED
 

@@ -41,6 +41,14 @@ policies = sa.Table(
     Column("since_unix_ms", BigInteger, nullable=False),
 )
 
+epochs = sa.Table(
+    "epochs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("id", sa.Uuid, nullable=False),
+    Column("since_unix_ms", BigInteger, nullable=False),
+)
+
 accounts = sa.Table(
     "accounts",
     metadata,

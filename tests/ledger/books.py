@@ -82,6 +82,8 @@ def move_books(home: Path, url: str) -> None:
     target = Store.open(database_url(url, home))
     with source.read() as reading, target.write() as writing:
         for table in store.metadata.sorted_tables:
+            if table is store.epochs:
+                writing.execute(table.delete())
             rows = [dict(row._mapping) for row in reading.execute(sa.select(table))]
             if rows:
                 writing.execute(table.insert(), rows)

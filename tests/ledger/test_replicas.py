@@ -8,9 +8,12 @@ import json
 import random
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,7 @@ from pos_gateway.enrolment import parse_code
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger import Ledger
 from pos_gateway.records import Kind, Record
-from tests.ledger.shop import MERCHANT, Shop
+from tests.ledger.shop import MERCHANT, Clock, Shop
 
 REPLICAS = 3
 
@@ -139,20 +142,39 @@ async def test_concurrent_duplicates_at_several_replicas_are_posted_once(
     assert ledger.alarms() == ()
 
 
-def test_publishing_at_two_replicas_at_once_gives_each_its_own_version(ledger: Ledger) -> None:
-    program = (
-        "import sys; from pathlib import Path; from pos_gateway.ledger import Ledger; "
-        "from tests.ledger.shop import Clock\n"
-        "with Ledger.open(Path(sys.argv[1]), clock=Clock()) as l: "
-        "print(*(l.publish().version for _ in range(5)))"
-    )
+def test_a_clone_presented_at_two_replicas_at_once_is_paid_once(
+    ledger: Ledger, clock: Clock, icc_key: rsa.RSAPrivateKey
+) -> None:
+    account = ledger.open_account(holder="Li Na", limit_minor=1_000_000)
+    personalisation = ledger.issue_token(account.id, icc_key=icc_key).personalisation
+    ledger.publish()
+    genuine, clone = VirtualCard(personalisation), VirtualCard(personalisation)
+    with Ledger.open(ledger.home, clock=clock) as other_replica, ThreadPoolExecutor(2) as pool:
+        shops = [Shop.enrol(ledger), replace(Shop.enrol(ledger), ledger=other_replica)]
+        for _ in range(15):
+            records = [shop.tap(card, 100) for shop, card in zip(shops, (genuine, clone), strict=True)]
+            start = threading.Barrier(2)
+
+            def present(shop: Shop, record: Record, start: threading.Barrier = start) -> str:
+                start.wait()
+                return shop.verdict(record).value
+
+            assert sorted(pool.map(present, shops, records)) == ["conflict", "posted"]
+    assert ledger.account(account.id).outstanding_minor == 1500
+    ledger.check_books()
+
+
+def test_publishing_at_two_replicas_at_once_gives_each_its_own_version(ledger: Ledger, clock: Clock) -> None:
     ledger.open_account(holder="Li Na", limit_minor=1000)
-    root = Path(__file__).parents[2]
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, str(ledger.home)], stdout=subprocess.PIPE, text=True, cwd=root
-        )
-        for _ in range(2)
-    ]
-    versions = [int(word) for process in running for word in process.communicate()[0].split()]
-    assert sorted(versions) == list(range(1, 11))
+    start = threading.Barrier(2)
+
+    def publish(replica: Ledger) -> list[int]:
+        versions = []
+        for _ in range(8):
+            start.wait()
+            versions.append(replica.publish().version)
+        return versions
+
+    with Ledger.open(ledger.home, clock=clock) as other_replica, ThreadPoolExecutor(2) as pool:
+        answers = list(pool.map(publish, (ledger, other_replica)))
+    assert sorted(answers[0] + answers[1]) == list(range(1, 17))
