@@ -8,10 +8,11 @@ from __future__ import annotations
 import base64
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -243,8 +244,16 @@ def set_token_status(connection: sa.Connection, token_id: str, status: TokenStat
     connection.execute(store.tokens.update().filter_by(id=token_id).values(status=status.value))
 
 
-def check_accounts(connection: sa.Connection, account_ids: Iterable[str], now_unix_s: int) -> None:
+def check_accounts(
+    connection: sa.Connection,
+    account_ids: Iterable[str],
+    now_unix_s: int,
+    before_minor: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Hold the reserve invariant to what the transaction has written, read back from the tables.
+
+    `before_minor`: what accounts owed and reserved together before it. One that was over its limit
+    already (its ledger was restored, and voids are still to be presented again) may not be more so.
 
     Raises:
         InvariantBroken: the transaction must not commit.
@@ -257,7 +266,7 @@ def check_accounts(connection: sa.Connection, account_ids: Iterable[str], now_un
             sa.select(store.accounts).where(among(connection, store.accounts.c.id, chunk))
         ):
             check_invariant(
-                limit_minor=row.limit_minor,
+                limit_minor=max(row.limit_minor, before_minor.get(row.id, 0)),
                 outstanding_minor=row.outstanding_minor,
                 reserves_minor=(measure(line.claimable(now_unix_s)) for line in by_account[row.id]),
             )

@@ -22,7 +22,7 @@ from pos_gateway.ledger.bulk import among, among_pairs, insert_rows, update_each
 from pos_gateway.ledger.corrections import Correction, Judged, Original, judge
 from pos_gateway.ledger.evidence import Tap
 from pos_gateway.ledger.gateways import Gateway
-from pos_gateway.ledger.reserve import Interval, IntervalSet, contains
+from pos_gateway.ledger.reserve import Interval, IntervalSet, contains, measure
 from pos_gateway.money import Currency
 from pos_gateway.records import Kind, Record, Verdict, canonical_json
 
@@ -130,6 +130,7 @@ class Settlement:
         self._sequences: dict[int, uuid.UUID] = {}
         self._originals: dict[uuid.UUID, Original] = {}
         self._waiting: dict[uuid.UUID, list[tuple[uuid.UUID, Correction]]] = {}
+        self._before_minor: dict[str, int] = {}
         self._owed_minor: dict[str, int] = {}
         self._raised: dict[str, int] = {}
         self._rows: dict[sa.Table, list[dict[str, object]]] = {
@@ -148,7 +149,7 @@ class Settlement:
         payments_first = sorted(range(len(examined)), key=lambda i: examined[i].correction is not None)
         verdicts = {place: self._settle(examined[place]) for place in payments_first}
         self._write()
-        accounts.check_accounts(self._connection, self._owed_minor, self._now_unix_s)
+        accounts.check_accounts(self._connection, self._owed_minor, self._now_unix_s, self._before_minor)
         return [verdicts[place] for place in range(len(examined))]
 
     def _read(self, records: list[Record], taps: list[Tap], abouts: set[uuid.UUID]) -> None:
@@ -170,8 +171,9 @@ class Settlement:
         corrected = {self._seen[about].account_id for about in abouts if about in self._seen}
         touched = sorted(owners | {account_id for account_id in corrected if account_id is not None})
         # From here on nobody else posts to these accounts or publishes for them.
-        accounts.lock_accounts(self._connection, touched)
-        self._read_lines(sorted(owners), taps)
+        rows = accounts.lock_accounts(self._connection, touched)
+        self._before_minor = {row.id: row.outstanding_minor for row in rows.values()}
+        self._read_lines(touched, taps)
         self._read_originals(abouts, touched)
         self._read_waiting({record.id for record in records if record.kind is Kind.AUTHORIZATION})
 
@@ -196,13 +198,14 @@ class Settlement:
         for sequence, record_id in self._connection.execute(sequences):
             self._sequences[sequence] = record_id
 
-    def _read_lines(self, owners: list[str], taps: list[Tap]) -> None:
+    def _read_lines(self, account_ids: list[str], taps: list[Tap]) -> None:
         keys = {tap.token_key for tap in taps}
         by_id: dict[str, _Line] = {}
-        for token in accounts.token_lines(self._connection, owners):
+        for token in accounts.token_lines(self._connection, account_ids):
+            claimable = token.claimable(self._now_unix_s)
+            self._before_minor[token.account_id] += measure(claimable)
             if token.row.token_key in keys:
-                line = _Line(token, token.claimable(self._now_unix_s))
-                self._lines[token.row.token_key] = by_id[token.id] = line
+                self._lines[token.row.token_key] = by_id[token.id] = _Line(token, claimable)
         if not by_id:
             return
         publications = store.publications.c

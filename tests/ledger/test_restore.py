@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from pos_gateway.errors import InvalidConfiguration, NotFound
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger import Ledger
+from pos_gateway.ledger.reserve import InvariantBroken
 from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.records import Kind, Verdict
 from tests.ledger.shop import Clock, Shop
@@ -78,6 +79,34 @@ def test_what_was_published_and_presented_since_the_backup_is_there_again(
         assert again.account(account.id).outstanding_minor == 5500
         again.check_books()
         assert again.publish().version == 3
+
+
+def test_a_payment_voided_since_the_backup_does_not_block_what_is_presented_again(
+    ledger: Ledger, clock: Clock, tmp_path: Path, icc_key: rsa.RSAPrivateKey
+) -> None:
+    """Its credit was given out anew, so that until the void is back the account is over its limit."""
+    account = ledger.open_account(holder="Li Na", limit_minor=5000)
+    card = VirtualCard(ledger.issue_token(account.id, icc_key=icc_key).personalisation)
+    ledger.publish()
+    shop = Shop.enrol(ledger)
+    back_up(ledger, tmp_path / "backup.db")
+    payment = shop.tap(card, 1000)
+    void = shop.correct(Kind.REVERSAL, payment, 1000)
+    shop.present(payment, void)
+    ledger.publish()
+    later = shop.tap(card, 4500)
+    shop.present(later)
+
+    restore(ledger, tmp_path / "backup.db")
+    Ledger.restored(ledger.home, clock=clock)
+    with Ledger.open(ledger.home, clock=clock) as again:
+        shop.ledger = again
+        with pytest.raises(InvariantBroken):
+            again.check_books()
+        for record in (payment, void, later):
+            assert shop.verdict(record) is Verdict.POSTED
+        assert again.account(account.id).outstanding_minor == 4500
+        again.check_books()
 
 
 def test_a_second_replay_finds_nothing_and_begins_another_epoch(
