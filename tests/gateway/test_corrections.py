@@ -131,7 +131,7 @@ def test_a_correction_that_the_ledger_refused_can_be_made_anew(shop: Shop, card:
 
 def test_refunds_from_several_threads_never_go_beyond_the_payment(shop: Shop, card: VirtualCard) -> None:
     payment = pay(shop, card, 1000)
-    start = threading.Barrier(8)
+    start = threading.Barrier(8, timeout=20)
     refused: list[PosGatewayError] = []
 
     def refund() -> None:

@@ -153,7 +153,7 @@ def test_a_clone_presented_at_two_replicas_at_once_is_paid_once(
         shops = [Shop.enrol(ledger), replace(Shop.enrol(ledger), ledger=other_replica)]
         for _ in range(15):
             records = [shop.tap(card, 100) for shop, card in zip(shops, (genuine, clone), strict=True)]
-            start = threading.Barrier(2)
+            start = threading.Barrier(2, timeout=20)
 
             def present(shop: Shop, record: Record, start: threading.Barrier = start) -> str:
                 start.wait()
@@ -166,7 +166,7 @@ def test_a_clone_presented_at_two_replicas_at_once_is_paid_once(
 
 def test_publishing_at_two_replicas_at_once_gives_each_its_own_version(ledger: Ledger, clock: Clock) -> None:
     ledger.open_account(holder="Li Na", limit_minor=1000)
-    start = threading.Barrier(2)
+    start = threading.Barrier(2, timeout=20)
 
     def publish(replica: Ledger) -> list[int]:
         versions = []
