@@ -52,7 +52,9 @@ class SignerLog:
         snapshot = connection.execute(sa.select(store.snapshots).filter_by(version=version)).one()
         rows = connection.execute(sa.select(store.publications).filter_by(snapshot_version=version))
         temporary = self._folder / f".{version:010d}.{os.getpid()}"
-        with temporary.open("w") as file:
+        temporary.unlink(missing_ok=True)
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
             file.write(_line("snapshot", snapshot))
             file.writelines(_line("publication", row) for row in rows)
             file.flush()

@@ -138,3 +138,5 @@ def test_no_snapshot_is_released_before_it_is_in_the_signers_log(
     with Ledger.open(ledger.home, clock=clock) as again:
         assert again.latest_snapshot().version == 1
         assert SignerLog(again.home / "keys" / "publications").versions() == [1]
+        [entry] = (again.home / "keys" / "publications").iterdir()
+        assert entry.stat().st_mode & 0o077 == 0
