@@ -69,6 +69,10 @@ class Kind(Enum):
 
     AUTHORIZATION = "authorization"
     DECLINE = "decline"
+    REVERSAL = "reversal"
+    """Voids a whole authorization."""
+    REFUND = "refund"
+    """Gives back an authorization's amount, or a part of it."""
     ACKNOWLEDGEMENT = "acknowledgement"
     SNAPSHOT_ACTIVATION = "snapshot_activation"
     TRUST_ROTATION = "trust_rotation"
@@ -79,7 +83,12 @@ class Kind(Enum):
     @property
     def presented(self) -> bool:
         """Does the ledger need to know of it?"""
-        return self is Kind.AUTHORIZATION
+        return self in (Kind.AUTHORIZATION, Kind.REVERSAL, Kind.REFUND)
+
+    @property
+    def corrects(self) -> bool:
+        """Does it take an authorization's money back?"""
+        return self in (Kind.REVERSAL, Kind.REFUND)
 
 
 class Verdict(Enum):
@@ -95,7 +104,7 @@ class Verdict(Enum):
     LATE = "late"
     """Genuine, but outside what the issuer still guarantees: kept for review."""
     UNKNOWN = "unknown"
-    """A token or merchant that the ledger does not know."""
+    """A token, or the payment that is to be corrected, that the ledger does not know (yet)."""
 
     @property
     def paid(self) -> bool:

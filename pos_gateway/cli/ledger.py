@@ -38,11 +38,19 @@ DEFAULT_PORT: Final = 8160
 def init(
     issuer: Annotated[str, typer.Option(help="The issuer's name, signed into every snapshot.")],
     currency_code: Annotated[str, typer.Option("--currency", help="ISO 4217.")] = "CNY",
+    database: Annotated[
+        str | None,
+        typer.Option(
+            envvar="POS_LEDGER_DATABASE",
+            help="postgresql://user@host/name of an empty database; the password goes into ~/.pgpass or "
+            "PGPASSWORD. A SQLite file in the home if not said.",
+        ),
+    ] = None,
     home: LedgerHome = LEDGER_HOME,
     as_json: Json = False,
 ) -> None:
     """Make a ledger: its keys, its certificates, an empty book."""
-    with Ledger.create(home, issuer=issuer, currency=currency_code) as ledger:
+    with Ledger.create(home, issuer=issuer, currency=currency_code, database=database) as ledger:
         key = ledger.ca_keys[0]
         data = {
             "home": str(home),
@@ -52,6 +60,32 @@ def init(
             "tls_fingerprint": ledger.keys.tls_fingerprint.hex(),
         }
     emit(data, f"Ledger of {issuer} made in {home}. Its keys are there too: guard them.", as_json=as_json)
+
+
+@app.command()
+def migrate(
+    to: Annotated[str, typer.Option(help="A version, `head` or `base`; lower ones lose data.")] = "head",
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """Bring the ledger's tables to this program's version. Stop every replica first."""
+    before, after = Ledger.migrate(home, to)
+    data = {"before": before, "after": after}
+    emit(data, f"Tables: version {before or 'none'} → {after or 'none'}.", as_json=as_json)
+
+
+@app.command()
+def restored(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Say that the database was restored from a backup. The publications it forgot are replayed from the
+    signer's log, and every gateway presents again what it still keeps. Stop every replica first."""
+    replayed = Ledger.restored(home)
+    data = {
+        "snapshots": replayed.snapshots,
+        "publications": replayed.publications,
+        "unknown_tokens": replayed.unknown_tokens,
+    }
+    text = f"A new epoch; {replayed.publications} publications of {replayed.snapshots} snapshots replayed."
+    emit(data, text, as_json=as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`payment start|show|cancel`: take a payment on the running gateway."""
+"""`payment start|show|cancel|void|refund`: take a payment on the running gateway, or take it back."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def start(
     """Ask for a tap and wait for its result. Exit code 0 approved, 1 not."""
     place = Home(home)
     unit = currency(load_settings(place).terminal.currency)
-    chosen = _uuid(payment_id) if payment_id else uuid7(time.time_ns() // 1_000_000, os.urandom(10))
-    order = {"id": str(chosen), "amount_minor": unit.parse(amount), "currency": unit.code}
+    chosen = _new_id(payment_id)
+    order = {"id": chosen, "amount_minor": unit.parse(amount), "currency": unit.code}
     view = ask(place, "POST", "/v1/payments", order | ({"lane": lane} if lane else {}))
     if not view["final"]:
-        view = _follow(place, str(chosen), quiet=as_json)
+        view = _follow(place, chosen, quiet=as_json)
     _tell(view, as_json=as_json)
 
 
@@ -62,6 +62,45 @@ def cancel(payment_id: str, home: GatewayHome = GATEWAY_HOME, as_json: Json = Fa
     if not view["final"]:
         view = _follow(Home(home), view["id"], quiet=True)
     emit(view, _sentence(view), as_json=as_json)
+
+
+@app.command()
+def void(
+    payment_id: str,
+    reason: Annotated[str, typer.Option(help="For the books, at most 120 characters.")] = "",
+    void_id: Annotated[
+        str | None, typer.Option("--id", help="A UUID; the same again never voids twice.")
+    ] = None,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """Take a whole approved payment back, whether the ledger has it already or not."""
+    order = {"id": _new_id(void_id), "reason": reason}
+    view = ask(Home(home), "POST", f"/v1/payments/{_uuid(payment_id)}/reversal", order)
+    emit(view, f"Void: {view['amount']}. Journal record {view['sequence']}.", as_json=as_json)
+
+
+@app.command()
+def refund(
+    payment_id: str,
+    amount: Annotated[str, typer.Argument(help="Like 5.00, at most what is left of the payment.")],
+    reason: Annotated[str, typer.Option(help="For the books, at most 120 characters.")] = "",
+    refund_id: Annotated[
+        str | None, typer.Option("--id", help="A UUID; the same again never refunds twice.")
+    ] = None,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """Give an approved payment's amount back, or a part of it."""
+    place = Home(home)
+    unit = currency(load_settings(place).terminal.currency)
+    order = {"id": _new_id(refund_id), "amount_minor": unit.parse(amount), "reason": reason}
+    view = ask(place, "POST", f"/v1/payments/{_uuid(payment_id)}/refunds", order)
+    emit(view, f"Refunded: {view['amount']}. Journal record {view['sequence']}.", as_json=as_json)
+
+
+def _new_id(given: str | None) -> str:
+    return str(_uuid(given) if given else uuid7(time.time_ns() // 1_000_000, os.urandom(10)))
 
 
 def _follow(home: Home, payment_id: str, *, quiet: bool) -> dict[str, Any]:

@@ -3,6 +3,8 @@
     POST   /v1/payments               {"id", "amount_minor", "currency", "lane"?} → the payment
     GET    /v1/payments/{id}          how it stands
     POST   /v1/payments/{id}/cancel   ask for its end
+    POST   /v1/payments/{id}/reversal {"id", "reason"?}: void an approved payment, whole
+    POST   /v1/payments/{id}/refunds  {"id", "amount_minor", "reason"?}: give back a part of it, or all
     GET    /v1/payments/{id}/events   server-sent events until it is final
     GET    /v1/status                 lanes, line, queue, snapshot
     POST   /v1/synchronise            present the queue and fetch limits now
@@ -44,6 +46,8 @@ from pos_gateway.gateway.dashboard.pages import add_pages
 from pos_gateway.gateway.events import Event, Hub, Subscription
 from pos_gateway.gateway.lane import PaymentView
 from pos_gateway.gateway.payments import Payments
+from pos_gateway.money import Money
+from pos_gateway.records import Record
 
 _log = structlog.get_logger(__name__)
 
@@ -87,6 +91,17 @@ class ClockIsRight(BaseModel):
     time_unix_ms: int = Field(ge=0, lt=1 << 48, description="what the manager reads elsewhere")
 
 
+class VoidPayment(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str = Field(description="a UUID chosen by the caller; the same on every retry")
+    reason: str = ""
+
+
+class RefundPayment(VoidPayment):
+    amount_minor: int
+
+
 _Shape = TypeVar("_Shape", bound=BaseModel)
 
 
@@ -114,6 +129,24 @@ def build_app(parts: Parts) -> web.Application:
     async def cancel(request: web.Request) -> web.Response:
         payment_id = _payment_id(request.match_info["id"], "path")
         return _json((await asyncio.to_thread(parts.payments.cancel, payment_id)).as_json())
+
+    async def void(request: web.Request) -> web.Response:
+        order = await _body(request, VoidPayment)
+        payment_id = _payment_id(request.match_info["id"], "path")
+        correction_id = _payment_id(order.id, "id")
+        return _correction(
+            *await asyncio.to_thread(parts.payments.void, payment_id, correction_id, order.reason)
+        )
+
+    async def refund(request: web.Request) -> web.Response:
+        order = await _body(request, RefundPayment)
+        payment_id = _payment_id(request.match_info["id"], "path")
+        correction_id = _payment_id(order.id, "id")
+        return _correction(
+            *await asyncio.to_thread(
+                parts.payments.refund, payment_id, order.amount_minor, correction_id, order.reason
+            )
+        )
 
     async def watch_payment(request: web.Request) -> web.StreamResponse:
         payment_id = _payment_id(request.match_info["id"], "path")
@@ -153,6 +186,8 @@ def build_app(parts: Parts) -> web.Application:
             web.post("/v1/payments", start),
             web.get("/v1/payments/{id}", show),
             web.post("/v1/payments/{id}/cancel", cancel),
+            web.post("/v1/payments/{id}/reversal", void),
+            web.post("/v1/payments/{id}/refunds", refund),
             web.get("/v1/payments/{id}/events", watch_payment),
             web.get("/v1/status", status),
             web.post("/v1/synchronise", synchronise),
@@ -191,6 +226,19 @@ async def _stream(
             await response.write(event_or_end.to_bytes())
             if is_last(event_or_end):
                 return response
+
+
+def _correction(record: Record, view: PaymentView) -> web.Response:
+    return _json(
+        {
+            "id": str(record.id),
+            "kind": record.kind.value,
+            "amount_minor": record.facts()["amount_minor"],
+            "amount": str(Money(record.facts()["amount_minor"], view.currency)),
+            "sequence": record.sequence,
+            "payment": view.as_json(),
+        }
+    )
 
 
 async def _body(request: web.Request, shape: type[_Shape]) -> _Shape:

@@ -20,13 +20,14 @@ from pos_gateway.records import Kind, Verdict
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An authorization that the ledger did not simply post: the staff must know what became of it."""
+    """A record that the ledger did not simply post: the staff must know what became of it."""
 
     record_id: UUID
     verdict: Verdict
     reason: str
     amount_minor: int
     at_unix_ms: int
+    kind: Kind = Kind.AUTHORIZATION
 
 
 NO_EXPOSURE: Final = Exposure(count=0, amount_minor=0, oldest_at_unix_ms=None)
@@ -36,10 +37,11 @@ NO_EXPOSURE: Final = Exposure(count=0, amount_minor=0, oldest_at_unix_ms=None)
 class JournalView:
     """The journal at one moment, as the decision and the page want it.
 
-    `exposure`: presented kinds without an acknowledgement. `latest_at_unix_ms`: the latest time any
-    record carries since the clock was last confirmed; a clock behind it is not to be trusted.
-    `snapshot_version`: the highest version ever activated, 0 before the first. `root_version`: the
-    highest TUF root ever followed, 0 before the first that was not in the enrolment.
+    `exposure`: presented kinds without an acknowledgement, in amount less what was voided or refunded of
+    them since. `latest_at_unix_ms`: the latest time any record carries since the clock was last
+    confirmed; a clock behind it is not to be trusted. `snapshot_version`: the highest version ever
+    activated, 0 before the first. `root_version`: the highest TUF root ever followed, 0 before the first
+    that was not in the enrolment.
     """
 
     last_sequence: int = 0
@@ -51,10 +53,14 @@ class JournalView:
     refused: tuple[Refusal, ...] = ()
 
 
-class _Authorization(NamedTuple):
+class _Waiting(NamedTuple):
+    """A record without an acknowledgement. `exposed_minor`: what the shop would lose without it."""
+
     sequence: int
+    kind: Kind
     amount_minor: int
     at_unix_ms: int
+    exposed_minor: int
 
 
 class RunningView:
@@ -63,7 +69,7 @@ class RunningView:
 
     def __init__(self) -> None:
         self._last_sequence = 0
-        self._queue: OrderedDict[bytes, _Authorization] = OrderedDict()
+        self._queue: OrderedDict[bytes, _Waiting] = OrderedDict()
         self._amount_minor = 0
         self._latest_at_unix_ms = 0
         self._snapshot_version = 0
@@ -83,10 +89,13 @@ class RunningView:
             self._latest_at_unix_ms = at_unix_ms
         if kind is Kind.AUTHORIZATION:
             amount_minor: int = facts["amount_minor"]
-            self._queue[record_id] = _Authorization(sequence, amount_minor, at_unix_ms)
+            self._queue[record_id] = _Waiting(sequence, kind, amount_minor, at_unix_ms, amount_minor)
             self._amount_minor += amount_minor
             interval = (facts["counter_before"], facts["counter_after"], record_id)
             insort(self._intervals.setdefault(facts["token_key"], []), interval)
+        elif kind.corrects and about is not None:
+            self._queue[record_id] = _Waiting(sequence, kind, facts["amount_minor"], at_unix_ms, 0)
+            self._take_back(about, facts["amount_minor"])
         elif kind is Kind.ACKNOWLEDGEMENT and about is not None:
             self._last_acknowledged_at_unix_ms = at_unix_ms
             self._acknowledge(about, facts)
@@ -125,22 +134,30 @@ class RunningView:
             found.append(Interval(known[place][0], known[place][1], UUID(bytes=known[place][2])))
         return tuple(reversed(found))
 
+    def _take_back(self, about: bytes, amount_minor: int) -> None:
+        """Of a payment that the ledger has already, there is nothing left to lose."""
+        payment = self._queue.get(about)
+        if payment is not None:
+            self._queue[about] = payment._replace(exposed_minor=payment.exposed_minor - amount_minor)
+            self._amount_minor -= amount_minor
+
     def _acknowledge(self, about: bytes, facts: Mapping[str, Any]) -> None:
-        authorization = self._queue.pop(about, None)
-        if authorization is not None:
-            self._amount_minor -= authorization.amount_minor
+        waiting = self._queue.pop(about, None)
+        if waiting is not None:
+            self._amount_minor -= waiting.exposed_minor
         verdict = _VERDICTS[facts["verdict"]]
         if verdict.paid:
             changed = bool(self._refused) and self._refused.pop(about, None) is not None
         else:
-            changed = authorization is not None
-            if authorization is not None:
+            changed = waiting is not None
+            if waiting is not None:
                 self._refused[about] = Refusal(
                     UUID(bytes=about),
                     verdict,
                     facts["reason"],
-                    authorization.amount_minor,
-                    authorization.at_unix_ms,
+                    waiting.amount_minor,
+                    waiting.at_unix_ms,
+                    waiting.kind,
                 )
         if changed:
             self._refused_value = tuple(self._refused.values())
@@ -157,6 +174,8 @@ _FIELDS: Final[dict[Kind, dict[str, type]]] = {
         "at_unix_ms": int,
     },
     Kind.DECLINE: {"sale_id": str, "at_unix_ms": int},
+    Kind.REVERSAL: {"about": str, "amount_minor": int, "at_unix_ms": int},
+    Kind.REFUND: {"about": str, "amount_minor": int, "at_unix_ms": int},
     Kind.ACKNOWLEDGEMENT: {"about": str, "verdict": str, "reason": str, "at_unix_ms": int},
     Kind.SNAPSHOT_ACTIVATION: {"version": int, "at_unix_ms": int},
     Kind.TRUST_ROTATION: {"root_version": int, "at_unix_ms": int},
@@ -185,7 +204,7 @@ def check_facts(kind: Kind, facts: Mapping[str, Any]) -> None:
 
 def about(kind: Kind, facts: Mapping[str, Any]) -> UUID | None:
     """Which other record or sale this record speaks of."""
-    if kind is Kind.ACKNOWLEDGEMENT:
+    if kind is Kind.ACKNOWLEDGEMENT or kind.corrects:
         return UUID(facts["about"])
     if kind is Kind.DECLINE:
         return UUID(facts["sale_id"])

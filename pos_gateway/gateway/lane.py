@@ -59,6 +59,8 @@ class PaymentView:
     token_last4: str = ""
     sequence: int | None = None
     """The journal sequence of the approval."""
+    refunded_minor: int = 0
+    voided: bool = False
 
     def as_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -72,6 +74,8 @@ class PaymentView:
             "message": self.message,
             "token_last4": self.token_last4,
             "sequence": self.sequence,
+            "refunded_minor": self.refunded_minor,
+            "voided": self.voided,
             "reason": None,
         }
         if self.reason is not None:

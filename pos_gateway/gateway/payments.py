@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 from uuid import UUID
 
@@ -97,6 +98,25 @@ class Payments:
             lane.cancel()
         return view
 
+    def void(self, payment_id: UUID, correction_id: UUID, reason: str) -> tuple[Record, PaymentView]:
+        """Void a whole payment; see `Corrections.void`. Also how the payment stands after it."""
+        record = self._till.corrections.void(payment_id, correction_id, reason)
+        return record, self._corrected(payment_id)
+
+    def refund(
+        self, payment_id: UUID, amount_minor: int, correction_id: UUID, reason: str
+    ) -> tuple[Record, PaymentView]:
+        """Refund a payment or a part of it; see `Corrections.refund`."""
+        record = self._till.corrections.refund(payment_id, amount_minor, correction_id, reason)
+        return record, self._corrected(payment_id)
+
+    def _corrected(self, payment_id: UUID) -> PaymentView:
+        with self._lock:
+            self._views.pop(payment_id, None)
+            view = self.show(payment_id)
+            self.changed(view)
+            return view
+
     def changed(self, view: PaymentView) -> None:
         """Called by lanes."""
         with self._lock:
@@ -115,7 +135,7 @@ class Payments:
         decline: Record | None = None
         for record in self._journal.about(payment_id):
             if record.kind is Kind.AUTHORIZATION:
-                return PaymentView.of_authorization(record, currency)
+                return self._with_corrections(PaymentView.of_authorization(record, currency))
             if record.kind is Kind.DECLINE:
                 decline = record
         if decline is None:
@@ -130,6 +150,12 @@ class Payments:
             message=facts["detail"],
             token_last4=facts["token_last4"],
         )
+
+    def _with_corrections(self, view: PaymentView) -> PaymentView:
+        standing = self._till.corrections.standing(view.id)
+        if standing is None:
+            return view
+        return replace(view, refunded_minor=standing.refunded_minor, voided=standing.voided)
 
     def _free_lane(self, name: str | None) -> Lane:
         if name is not None:

@@ -73,6 +73,7 @@ def status(
         "refused": [
             {
                 "id": str(refusal.record_id),
+                "kind": refusal.kind.value,
                 "verdict": refusal.verdict.value,
                 "reason": refusal.reason,
                 "amount": str(Money(refusal.amount_minor, unit)),

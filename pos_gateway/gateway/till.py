@@ -58,6 +58,7 @@ from pos_gateway.errors import (
     InvalidCardData,
     InvalidSnapshot,
 )
+from pos_gateway.gateway.corrections import Corrections
 from pos_gateway.gateway.readers.port import CardChannel
 from pos_gateway.limits.header import SnapshotHeader, freshness
 from pos_gateway.limits.layers import Layers
@@ -148,6 +149,8 @@ class JournalPort(Protocol):
 
     def get(self, record_id: UUID) -> Record: ...
 
+    def about(self, record_id: UUID) -> list[Record]: ...
+
     @property
     def exposure(self) -> Exposure: ...
 
@@ -185,6 +188,16 @@ class Till:
         self._clock = clock
         self._random_bytes = random_bytes
         self._claims = _Claims(journal)
+        self.corrections = Corrections(
+            journal,
+            {
+                "currency": station.currency.code,
+                "gateway_id": station.gateway_id,
+                "terminal_id": station.terminal_id,
+                "merchant_id": station.merchant_id,
+            },
+            lambda: _unix_ms(clock()),
+        )
         self._known_issuers: KnownIssuers = {}
 
     def new_payment(self, payment_id: UUID, amount_minor: int, sequence_counter: int) -> Payment:

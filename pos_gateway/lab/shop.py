@@ -27,7 +27,7 @@ from pos_gateway.gateway.till import Clock
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.keys import ICC_KEY_BITS, generate_rsa_key
 from pos_gateway.ledger.ledger import Ledger
-from pos_gateway.ledger.postings import RecordVerdict
+from pos_gateway.ledger.settlement import RecordVerdict
 from pos_gateway.records import Record, presentment_body, sign_batch
 
 _NO_NETWORK: Final = "https://127.0.0.1:1"

@@ -8,16 +8,18 @@ from __future__ import annotations
 import base64
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from enum import Enum
+from types import MappingProxyType
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
+from pos_gateway.ledger.bulk import among
 from pos_gateway.ledger.reserve import Interval, IntervalSet, Publication, check_invariant, claimable, measure
 from pos_gateway.limits.record import Status
 
@@ -148,9 +150,9 @@ def lock_accounts(connection: sa.Connection, account_ids: Iterable[str]) -> dict
     cannot wait for each other."""
     query = (
         sa.select(store.accounts)
-        .where(store.accounts.c.id.in_(set(account_ids)))
+        .where(among(connection, store.accounts.c.id, set(account_ids)))
         .order_by(store.accounts.c.id)
-        .with_for_update()
+        .with_for_update(key_share=True)
     )
     return {row.id: row for row in connection.execute(query)}
 
@@ -199,10 +201,10 @@ def token_lines(connection: sa.Connection, account_ids: Sequence[str]) -> list[T
     read: points above the lowest start of a publication that has not lapsed."""
     tokens, publications, claims = store.tokens.c, store.publications.c, store.claims.c
     rows = connection.execute(
-        sa.select(store.tokens).where(tokens.account_id.in_(account_ids)).order_by(tokens.id)
+        sa.select(store.tokens).where(among(connection, tokens.account_id, account_ids)).order_by(tokens.id)
     )
     lines = {row.id: TokenLine(row, row.highest_counter) for row in rows}
-    standing = sa.and_(publications.account_id.in_(account_ids), ~publications.lapsed)
+    standing = sa.and_(among(connection, publications.account_id, account_ids), ~publications.lapsed)
     for row in connection.execute(sa.select(store.publications).where(standing)):
         lines[row.token_id].publications.append(
             Publication(row.highest, row.ceiling, row.stands_until_unix_s)
@@ -243,8 +245,16 @@ def set_token_status(connection: sa.Connection, token_id: str, status: TokenStat
     connection.execute(store.tokens.update().filter_by(id=token_id).values(status=status.value))
 
 
-def check_accounts(connection: sa.Connection, account_ids: Iterable[str], now_unix_s: int) -> None:
+def check_accounts(
+    connection: sa.Connection,
+    account_ids: Iterable[str],
+    now_unix_s: int,
+    before_minor: Mapping[str, int] = MappingProxyType({}),
+) -> None:
     """Hold the reserve invariant to what the transaction has written, read back from the tables.
+
+    `before_minor`: what accounts owed and reserved together before it. One that was over its limit
+    already (its ledger was restored, and voids are still to be presented again) may not be more so.
 
     Raises:
         InvariantBroken: the transaction must not commit.
@@ -253,9 +263,11 @@ def check_accounts(connection: sa.Connection, account_ids: Iterable[str], now_un
     for start in range(0, len(ids), AT_ONCE):
         chunk = ids[start : start + AT_ONCE]
         by_account = lines_by_account(token_lines(connection, chunk))
-        for row in connection.execute(sa.select(store.accounts).where(store.accounts.c.id.in_(chunk))):
+        for row in connection.execute(
+            sa.select(store.accounts).where(among(connection, store.accounts.c.id, chunk))
+        ):
             check_invariant(
-                limit_minor=row.limit_minor,
+                limit_minor=max(row.limit_minor, before_minor.get(row.id, 0)),
                 outstanding_minor=row.outstanding_minor,
                 reserves_minor=(measure(line.claimable(now_unix_s)) for line in by_account[row.id]),
             )

@@ -3,8 +3,10 @@
     POST /v1/enrolments              EnrolmentRequest → Enrolment
     GET  /v1/tuf/metadata/{name}     the TUF repository, static files
     GET  /v1/tuf/targets/{name}      the same; Range is understood
-    POST /v1/presentments            a signed batch → {"verdicts": [{"id", "verdict", "reason"}, …]}
-    GET  /v1/health                  → {"status", "time_unix_ms"}
+    POST /v1/presentments            a signed batch → {"epoch", "verdicts": [{"id", "verdict", "reason"}, …]}
+    GET  /v1/health                  → {"status", "time_unix_ms", "epoch"}
+
+`epoch` changes when the ledger was restored from a backup: present again what was acknowledged since.
 
 Every error is `{"error": {"code", "reason", "advice"}}`. No log line holds a body, a code or a key.
 """
@@ -218,7 +220,8 @@ async def _present(request: web.Request) -> web.Response:
     for verdict in verdicts:
         counts[verdict.verdict.value] = counts.get(verdict.verdict.value, 0) + 1
     _log.info("presented", gateway_id=gateway_id, records=len(verdicts), **counts)
-    return web.json_response({"verdicts": [verdict.to_wire() for verdict in verdicts]})
+    epoch = str(await asyncio.to_thread(lambda: ledger.epoch))
+    return web.json_response({"epoch": epoch, "verdicts": [verdict.to_wire() for verdict in verdicts]})
 
 
 async def _body(request: web.Request) -> bytes:
@@ -230,7 +233,9 @@ async def _body(request: web.Request) -> bytes:
 
 
 async def _health(request: web.Request) -> web.Response:
-    return web.json_response({"status": "ok", "time_unix_ms": request.app[_LEDGER].now_unix_ms()})
+    ledger = request.app[_LEDGER]
+    epoch = str(await asyncio.to_thread(lambda: ledger.epoch))
+    return web.json_response({"status": "ok", "time_unix_ms": ledger.now_unix_ms(), "epoch": epoch})
 
 
 @web.middleware

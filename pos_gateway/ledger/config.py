@@ -28,6 +28,8 @@ class Identity(BaseModel):
     issuer_expires: date
     issuer_certificate_hex: str = Field(pattern=r"^([0-9a-f]{2})+$")
     issuer_remainder_hex: str = Field(pattern=r"^([0-9a-f]{2})*$")
+    database: str | None = None
+    """PostgreSQL URL without a password; the file in the home if there is none."""
 
     @property
     def issuer_certificate(self) -> SignedKey:

@@ -2,7 +2,7 @@
 
 home/ledger.json    who issues, in which currency
 home/keys/          every key, mode 0600
-home/ledger.db      accounts, tokens, presentments, double entry
+home/ledger.db      accounts, tokens, presentments, double entry: unless ledger.json names a PostgreSQL
 home/keys/signing/  those of them that sign what is published; some may lie elsewhere
 home/repository/    the TUF repository: what gateways fetch
 home/staging/       versions that wait for their signatures
@@ -17,13 +17,14 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import rsa
@@ -51,12 +52,14 @@ from pos_gateway.ledger.accounts import Account, Token, TokenStatus
 from pos_gateway.ledger.ceremony import Ceremony, first_root
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
 from pos_gateway.ledger.config import Identity, Policy
+from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
-from pos_gateway.ledger.postings import AlarmKind, RecordVerdict
 from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher
 from pos_gateway.ledger.repository import Repository, utc
+from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
+from pos_gateway.ledger.signer_log import Replayed, SignerLog
 from pos_gateway.ledger.signing import KeyChest, Role, new_signing_key
 from pos_gateway.ledger.store import Store
 from pos_gateway.limits.record import token_key
@@ -78,7 +81,9 @@ class IssuedToken:
 
 @dataclass(frozen=True, slots=True)
 class Payment:
-    """One posted payment."""
+    """One posted payment, or what was given back of one: its amount is negative then.
+
+    `kind` is `payment`, `reversal` or `refund`."""
 
     record_id: UUID
     account_id: str
@@ -87,6 +92,7 @@ class Payment:
     amount_minor: int
     tapped_unix_ms: int
     posted_unix_ms: int
+    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,17 +110,28 @@ class Alarm:
 class Ledger:
     """Open with `Ledger.open`, make with `Ledger.create`; close it, or use it as a context manager.
 
-    Safe to share between threads; several processes may open the same home. `clock` tells unix seconds.
+    Safe to share between threads; several processes may open the same home, on several machines if the
+    books are in a PostgreSQL. `clock` tells unix seconds.
     """
 
-    def __init__(self, home: Path, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        home: Path,
+        *,
+        database: str | None = None,
+        restoring: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
         self.home = home
         self.identity = Identity.load(home / "ledger.json")
         self.currency = currency_of(self.identity.currency)
         self.keys = KeyRing.load(home / "keys")
-        self._database = Store.open(home / "ledger.db")
+        self._database = Store.open(database_url(database or self.identity.database, home))
+        self._log = SignerLog(home / "keys" / "publications")
         self.repository = Repository(home / "repository")
-        self._publisher = Publisher(self._database, self.repository, home / "staging")
+        self._publisher = Publisher(self._database, self.repository, home / "staging", self._log)
+        if not restoring:
+            self._check_remembers()
         self._clock = clock
         self.ceremony = Ceremony(
             self.repository,
@@ -136,12 +153,17 @@ class Ledger:
         policy: Policy | None = None,
         limit_keys: int = 1,
         limit_threshold: int = 1,
+        database: str | None = None,
         clock: Callable[[], float] = time.time,
     ) -> Ledger:
         """Make a ledger: keys, certificates, an empty database. All or nothing.
 
+        `database`: the URL of an empty PostgreSQL database, without a password (see `database_url`);
+        SQLite in the home if not said.
+
         Raises:
-            InvalidConfiguration: the home exists already and is not empty.
+            InvalidConfiguration: the home exists already and is not empty, or the URL is wrong.
+            Conflict: the database is not empty.
             InvalidInput: an unknown currency, or a threshold that the keys cannot reach.
         """
         currency_of(currency)
@@ -156,6 +178,7 @@ class Ledger:
             raise InvalidConfiguration(
                 "something is there already", where=str(home), advice="choose an empty folder"
             )
+        url = database_url(database, home)
         home.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
         try:
@@ -172,6 +195,7 @@ class Ledger:
                 issuer_expires=_years_on(now.date(), _ISSUER_LIFE_YEARS),
                 issuer_certificate_hex=certificate.certificate.hex(),
                 issuer_remainder_hex=certificate.remainder.hex(),
+                database=database,
             )
             (staging / "ledger.json").write_text(identity.model_dump_json(indent=1) + "\n")
             for keys_of_role in signing.values():
@@ -180,23 +204,78 @@ class Ledger:
             chest = KeyChest.open(staging / "keys" / "signing")
             Repository.create(staging / "repository", root, chest, utc(clock()), lives)
             (staging / "staging").mkdir()
-            database = Store.create(staging / "ledger.db")
-            with database.write() as connection:
-                _add_policy(connection, policy or Policy(), int(clock() * 1000))
-            database.close()
-            os.rename(staging, home)
+            _create_books(
+                url if database else sqlite_url(staging / "ledger.db"),
+                policy or Policy(),
+                int(clock() * 1000),
+                then=lambda: os.rename(staging, home),
+            )
         except BaseException:
             shutil.rmtree(staging, ignore_errors=True)
             raise
         return cls(home, clock=clock)
 
     @classmethod
-    def open(cls, home: Path, *, clock: Callable[[], float] = time.time) -> Ledger:
-        """
+    def open(
+        cls, home: Path, *, database: str | None = None, clock: Callable[[], float] = time.time
+    ) -> Ledger:
+        """`database`: another way to the same books than `ledger.json` names.
+
         Raises:
-            InvalidConfiguration: no ledger there, or a file of it is missing, damaged or open to others.
+            InvalidConfiguration: no ledger there, a file of it is missing, damaged or open to others, or
+                its tables are of another version.
+            Unavailable: its database is not to be had.
         """
-        return cls(home.absolute(), clock=clock)
+        return cls(home.absolute(), database=database, clock=clock)
+
+    @classmethod
+    def migrate(cls, home: Path, to: str = "head") -> tuple[str | None, str | None]:
+        """Bring the tables of the ledger in `home` to another version, by default this program's.
+
+        Returns the version before and after.
+
+        Raises:
+            InvalidConfiguration: no ledger there, or no such version.
+            Unavailable: its database is not to be had.
+        """
+        home = home.absolute()
+        url = database_url(Identity.load(home / "ledger.json").database, home)
+        with closing(Store.connect(url)) as books:
+            return books.migrate(to)
+
+    @classmethod
+    def restored(cls, home: Path, *, clock: Callable[[], float] = time.time) -> Replayed:
+        """Say that the database was restored from a backup, with no replica running: the signer's log is
+        replayed, and a new epoch makes every gateway present again what it still keeps.
+
+        Raises:
+            InvalidConfiguration, Unavailable: see `open`.
+        """
+        with cls(home.absolute(), restoring=True, clock=clock) as ledger:
+            with ledger._database.write() as connection:
+                replayed = ledger._log.replay(connection)
+                number = connection.scalar(sa.select(sa.func.max(store.epochs.c.number))) or 0
+                connection.execute(
+                    store.epochs.insert().values(
+                        number=number + 1, id=uuid4(), since_unix_ms=ledger.now_unix_ms()
+                    )
+                )
+            return replayed
+
+    def _check_remembers(self) -> None:
+        """Shops may rely on every publication that was logged: nothing may be given out without them."""
+        logged = self._log.versions()
+        if not logged:
+            return
+        with self._database.read() as connection:
+            known = connection.scalar(sa.select(sa.func.max(store.snapshots.c.version))) or 0
+        if known < logged[-1]:
+            self._database.close()
+            raise InvalidConfiguration(
+                f"the database knows of {known} snapshots, and {logged[-1]} were published",
+                where="database",
+                advice="if it was restored from a backup, run `pos-gateway ledger restored`",
+            )
 
     def close(self) -> None:
         self._database.close()
@@ -211,6 +290,14 @@ class Ledger:
 
     def now_unix_ms(self) -> int:
         return int(self._clock() * 1000)
+
+    @property
+    def epoch(self) -> UUID:
+        """Which life of this ledger it is: another one after a restore from a backup."""
+        with self._database.read() as connection:
+            newest = sa.select(store.epochs.c.id).order_by(store.epochs.c.number.desc()).limit(1)
+            epoch: UUID = connection.scalars(newest).one()
+            return epoch
 
     @property
     def policy(self) -> Policy:
@@ -472,7 +559,7 @@ class Ledger:
                 store.entries,
                 sa.and_(entries.account_id == transfers.account_id, entries.transfer_id == transfers.id),
             )
-            .where(entries.book == postings.RECEIVABLE)
+            .where(entries.book == RECEIVABLE)
             .order_by(transfers.posted_unix_ms, transfers.record_id)
         )
         if account_id is not None:
@@ -487,6 +574,7 @@ class Ledger:
                     amount_minor=row.amount_minor,
                     tapped_unix_ms=row.tapped_unix_ms,
                     posted_unix_ms=row.posted_unix_ms,
+                    kind=row.kind,
                 )
                 for row in connection.execute(query)
             )
@@ -580,6 +668,17 @@ class Ledger:
                 taken = sa.select(store.tokens.c.id).filter_by(token_key=self._token_key(pan, 1))
                 if connection.execute(taken).first() is None:
                     return pan
+
+
+def _create_books(url: sa.URL, policy: Policy, now_unix_ms: int, *, then: Callable[[], object]) -> None:
+    with closing(Store.create(url)) as books:
+        try:
+            with books.write() as connection:
+                _add_policy(connection, policy, now_unix_ms)
+            then()
+        except BaseException:
+            books.migrate("base")
+            raise
 
 
 def _add_policy(connection: sa.Connection, policy: Policy, now_unix_ms: int) -> None:

@@ -1,6 +1,6 @@
 """Publishing limits: decide every token's next ceiling, record it, and only then let files out.
 
-    prepare   decide and record in one transaction ─► build the files in the staging folder
+    prepare   decide and record in one transaction ─► signer's log ─► build the files in the staging folder
     sign      the headers by limit keys, the list of files by targets keys: here, or on other machines
     release   files into the repository ─► the list of them ─► timestamp.json
 
@@ -31,6 +31,7 @@ from pos_gateway.ledger.accounts import TokenLine, TokenStatus
 from pos_gateway.ledger.config import Identity, MetadataLives, Policy
 from pos_gateway.ledger.repository import Repository, lacking_signatures
 from pos_gateway.ledger.reserve import allot, measure
+from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.signing import (
     HeaderToSign,
     KeyChest,
@@ -78,13 +79,15 @@ class PreparedSnapshot:
 class Publisher:
     """Publishes the limits of one ledger into one repository.
 
-    The caller of `prepare` and `release` holds the repository exclusively.
+    The caller of `prepare` and `release` holds the repository exclusively. `log` hears of every
+    publication before anything of it can be signed.
     """
 
-    def __init__(self, database: Store, repository: Repository, staging: Path) -> None:
+    def __init__(self, database: Store, repository: Repository, staging: Path, log: SignerLog) -> None:
         self._database = database
         self._repository = repository
         self._staging = staging
+        self._log = log
 
     def prepare(
         self,
@@ -102,6 +105,7 @@ class Publisher:
             Unavailable, OutcomeUnknown: see `Store.write`.
         """
         with self._database.write() as connection:
+            store.lock_publishing(connection)
             version = 1 + (connection.scalar(sa.select(sa.func.max(_versions.version))) or 0)
             terms = _terms(version, identity, policy, token_key_epoch, now_unix_s())
             connection.execute(
@@ -209,6 +213,7 @@ class Publisher:
         placeholder = {"placeholder": Ed25519PrivateKey.generate()}
         headers = []
         with self._database.read() as connection:
+            self._log.record(connection, version)
             row = connection.execute(sa.select(store.snapshots).filter_by(version=version)).one()
             released = sa.select(_versions.version).where(
                 _versions.version < version, _versions.sha256.is_not(None)
@@ -350,8 +355,11 @@ def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> 
         )
         changes: list[dict[str, object]] = []
         published: list[dict[str, object]] = []
+        before_minor: dict[str, int] = {}
         for account_id, lines in accounts.lines_by_account(accounts.token_lines(connection, chunk)).items():
-            owable_minor = rows[account_id].limit_minor - rows[account_id].outstanding_minor
+            owed_minor = rows[account_id].outstanding_minor
+            before_minor[account_id] = owed_minor + sum(measure(line.claimable(now_unix_s)) for line in lines)
+            owable_minor = rows[account_id].limit_minor - owed_minor
             for line, record, publication in _decide_account(owable_minor, lines, terms, policy):
                 count += 1
                 if record.sequence != line.row.record_sequence:
@@ -362,7 +370,7 @@ def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> 
             connection.execute(_CHANGE, changes)
         if published:
             connection.execute(store.publications.insert(), published)
-        accounts.check_accounts(connection, chunk, now_unix_s)
+        accounts.check_accounts(connection, chunk, now_unix_s, before_minor)
 
 
 def _decide_account(

@@ -1,26 +1,37 @@
 """The ledger's tables, and transactions on them.
 
 Shaped to be sharded by account: every unique key either holds the account id or is random enough to be
-globally unique. Dialect-neutral but for the connection set-up of SQLite, which is the embedded default.
-Money is minor units, times say their unit in their name.
+globally unique. The same on SQLite and PostgreSQL; `migrations` makes and changes the tables, and what
+is booked (transfers, entries) the database itself refuses to change. Money is minor units, times say
+their unit in their name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import random
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Final, TypeVar
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy import BigInteger, Boolean, CheckConstraint, Column, ForeignKey, Integer, LargeBinary, String
 from sqlalchemy.exc import DBAPIError, OperationalError
 
-from pos_gateway.errors import InvalidConfiguration, OutcomeUnknown, Unavailable
+from pos_gateway.errors import Conflict, InvalidConfiguration, OutcomeUnknown, Unavailable
+from pos_gateway.ledger import migrations
+from pos_gateway.ledger.database import make_engine
 
-_BUSY_TIMEOUT_S: Final = 30
+_T = TypeVar("_T")
 
-metadata: Final = sa.MetaData()
+_ATTEMPTS: Final = 8
+_FIRST_PAUSE_S: Final = 0.01
+_CONTENTION: Final = ("40001", "40P01")  # serialization_failure, deadlock_detected
+_NOT_NOW: Final = ("08", "53", "57", "55P03")  # connection, resources, operator, lock_not_available
+
+metadata: Final = sa.MetaData(naming_convention=migrations.NAMES)
 
 policies = sa.Table(
     "policies",
@@ -30,16 +41,25 @@ policies = sa.Table(
     Column("since_unix_ms", BigInteger, nullable=False),
 )
 
+epochs = sa.Table(
+    "epochs",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("id", sa.Uuid, nullable=False),
+    Column("since_unix_ms", BigInteger, nullable=False),
+)
+
 accounts = sa.Table(
     "accounts",
     metadata,
     Column("id", String(32), primary_key=True),
     Column("holder", String(120), nullable=False),
     Column("currency", String(3), nullable=False),
-    Column("limit_minor", BigInteger, CheckConstraint("limit_minor >= 0"), nullable=False),
+    Column("limit_minor", BigInteger, nullable=False),
     # The sum of the account's receivable entries, kept beside them: the one row that is locked to post.
     Column("outstanding_minor", BigInteger, nullable=False),
     Column("opened_unix_ms", BigInteger, nullable=False),
+    CheckConstraint("limit_minor >= 0", name="limit_not_negative"),
 )
 
 tokens = sa.Table(
@@ -145,7 +165,11 @@ presentments = sa.Table(
     Column("verdict", String(12), nullable=False),
     Column("reason", String, nullable=False),
     Column("received_unix_ms", BigInteger, nullable=False),
-    sa.Index("presentments_by_sequence", "gateway_id", "sequence"),
+    Column("kind", String(24), nullable=False),
+    # Of a reversal or refund: the authorization's record id, whether that has arrived or not.
+    Column("about", sa.Uuid),
+    sa.Index(None, "gateway_id", "sequence"),
+    sa.Index(None, "gateway_id", "about"),
 )
 
 claims = sa.Table(
@@ -162,6 +186,13 @@ claims = sa.Table(
     Column("record_id", sa.Uuid, nullable=False),
     Column("posted", Boolean, nullable=False),
     CheckConstraint("counter_before < counter_after", name="interval_not_empty"),
+    # Few, and each batch asks whether its tokens have any.
+    sa.Index(
+        "claims_not_posted",
+        "token_id",
+        sqlite_where=sa.text("NOT posted"),
+        postgresql_where=sa.text("NOT posted"),
+    ),
 )
 
 transfers = sa.Table(
@@ -175,6 +206,10 @@ transfers = sa.Table(
     Column("gateway_id", ForeignKey("gateways.id"), nullable=False),
     Column("tapped_unix_ms", BigInteger, nullable=False),
     Column("posted_unix_ms", BigInteger, nullable=False),
+    # Of a reversal or refund: the payment's transfer.
+    Column("original_id", sa.Uuid),
+    sa.ForeignKeyConstraint(["account_id", "original_id"], ["transfers.account_id", "transfers.id"]),
+    sa.Index(None, "account_id", "original_id"),
 )
 
 entries = sa.Table(
@@ -187,9 +222,10 @@ entries = sa.Table(
     Column("owner_id", String(32), nullable=False),
     Column("currency", String(3), nullable=False),
     # Debits are positive, credits negative; a transfer's lines sum to zero.
-    Column("amount_minor", BigInteger, CheckConstraint("amount_minor <> 0"), nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    CheckConstraint("amount_minor <> 0", name="amount_not_zero"),
     sa.ForeignKeyConstraint(["account_id", "transfer_id"], ["transfers.account_id", "transfers.id"]),
-    sa.Index("entries_by_owner", "book", "owner_id"),
+    sa.Index(None, "book", "owner_id"),
 )
 
 alarms = sa.Table(
@@ -205,22 +241,12 @@ alarms = sa.Table(
     # The record as it was presented, where it is kept nowhere else.
     Column("record", String),
     Column("raised_unix_ms", BigInteger, nullable=False),
-    sa.Index("alarms_by_time", "raised_unix_ms"),
+    sa.Index(None, "raised_unix_ms"),
 )
 
 
-def _forbid_changes(table: sa.Table, connection: sa.Connection, **_: object) -> None:
-    """What is booked stays booked: SQLite itself refuses to change it."""
-    if connection.dialect.name == "sqlite":
-        for verb in ("UPDATE", "DELETE"):
-            connection.exec_driver_sql(
-                f"CREATE TRIGGER {table.name}_no_{verb.lower()} BEFORE {verb} ON {table.name} "
-                f"BEGIN SELECT RAISE(ABORT, '{table.name} are immutable'); END"
-            )
-
-
-for _table in (transfers, entries):
-    sa.event.listen(_table, "after_create", _forbid_changes)
+class Contended(Unavailable):
+    """Another transaction came first; the same again can succeed."""
 
 
 class Store:
@@ -230,83 +256,170 @@ class Store:
         self._engine = engine
 
     @classmethod
-    def create(cls, path: Path) -> Store:
-        """A new, empty SQLite database."""
-        store = cls(_sqlite_engine(path))
-        with store.write() as connection:
-            metadata.create_all(connection)
+    def create(cls, url: sa.URL) -> Store:
+        """Make the tables in an empty database.
+
+        Raises:
+            Conflict: it is not empty.
+            Unavailable: it is not there.
+        """
+        store = cls(make_engine(url))
+        try:
+            with store.write() as connection:
+                if sa.inspect(connection).get_table_names():
+                    raise Conflict("the database is not empty", advice="give the ledger one of its own")
+                migrations.migrate(connection)
+        except BaseException:
+            store.close()
+            raise
         return store
 
     @classmethod
-    def open(cls, path: Path) -> Store:
+    def open(cls, url: sa.URL) -> Store:
         """
         Raises:
-            InvalidConfiguration: no database there.
+            InvalidConfiguration: no database there, or one whose tables are of another version.
+            Unavailable: it is not there now.
         """
-        if not path.is_file():
-            raise InvalidConfiguration("no ledger database", where=str(path))
-        return cls(_sqlite_engine(path))
+        store = cls.connect(url)
+        try:
+            with store.read() as connection:
+                version = migrations.current(connection)
+        except BaseException:
+            store.close()
+            raise
+        if version != migrations.HEAD:
+            store.close()
+            raise InvalidConfiguration(
+                f"the ledger's tables are of version {version or 'none'}, this program's {migrations.HEAD}",
+                where="database",
+                advice="stop every replica and run `pos-gateway ledger migrate`",
+            )
+        return store
+
+    @classmethod
+    def connect(cls, url: sa.URL) -> Store:
+        """Open whatever version its tables have, to migrate it.
+
+        Raises:
+            InvalidConfiguration: no database file there.
+        """
+        if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
+            raise InvalidConfiguration("no ledger database", where=str(url.database))
+        return cls(make_engine(url))
+
+    def migrate(self, to: str) -> tuple[str | None, str | None]:
+        """Up or down to a version, in one transaction; returns the version before and after.
+
+        Raises:
+            InvalidConfiguration: no such version.
+        """
+        with self.write() as connection:
+            before = migrations.current(connection)
+            migrations.migrate(connection, to)
+            return before, migrations.current(connection)
 
     @contextmanager
     def write(self) -> Iterator[sa.Connection]:
         """One durable transaction: committed at the end of the block, undone by any exception in it.
 
         Raises:
-            Unavailable: the database could not be had in time; nothing was done.
+            Unavailable: the database could not be had (in time); nothing was done.
             OutcomeUnknown: the commit failed; whether it reached the disk is open.
         """
-        with self._engine.connect() as connection:
+        with self._connection() as connection:
             transaction = _begin(connection)
             try:
                 yield connection
-            except BaseException:
+            except BaseException as error:
                 transaction.rollback()
+                if (known := _known(error)) is not None:
+                    raise known from error
                 raise
             try:
                 transaction.commit()
             except DBAPIError as error:
+                if isinstance(known := _known(error), Contended):
+                    raise known from error
                 raise OutcomeUnknown(
                     f"the ledger's commit failed ({type(error.orig).__name__})",
                     advice="check the disk, restart the ledger, and send the same batch again",
                 ) from error
 
+    def transact(self, work: Callable[[sa.Connection], _T]) -> _T:
+        """`work` in one durable transaction; when another one came first, the same work again.
+
+        Raises:
+            Unavailable, OutcomeUnknown: see `write`.
+        """
+        for attempt in range(_ATTEMPTS - 1):
+            try:
+                with self.write() as connection:
+                    return work(connection)
+            except Contended:
+                time.sleep(random.uniform(0, _FIRST_PAUSE_S * 2**attempt))  # noqa: S311 - spreads retries
+        with self.write() as connection:
+            return work(connection)
+
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
-        """One consistent view; does not wait for a writer."""
-        with self._engine.connect().execution_options(begin="BEGIN") as connection:
-            transaction = _begin(connection)
+        """One consistent view; does not wait for a writer.
+
+        Raises:
+            Unavailable: the database could not be had.
+        """
+        with self._connection() as connection:
+            transaction = _begin(connection.execution_options(reading=True))
             try:
                 yield connection
+            except DBAPIError as error:
+                if (known := _known(error)) is not None:
+                    raise known from error
+                raise
             finally:
                 transaction.rollback()
 
     def close(self) -> None:
         self._engine.dispose()
 
+    @contextmanager
+    def _connection(self) -> Iterator[sa.Connection]:
+        try:
+            connection = self._engine.connect()
+        except (OperationalError, sa.exc.TimeoutError) as error:
+            raise _unavailable(error) from error
+        with connection:
+            yield connection
+
+
+def lock_publishing(connection: sa.Connection) -> None:
+    """One publisher at a time, among all replicas. On SQLite every writer is alone anyway."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"LOCK TABLE {snapshots.name} IN SHARE ROW EXCLUSIVE MODE")
+
 
 def _begin(connection: sa.Connection) -> sa.RootTransaction:
     try:
         return connection.begin()
     except OperationalError as error:
-        raise Unavailable(
-            f"the ledger's database is not to be had ({error.orig})", advice="try again in a moment"
-        ) from error
+        raise _unavailable(error) from error
 
 
-def _sqlite_engine(path: Path) -> sa.Engine:
-    url = sa.URL.create("sqlite", database=str(path))
-    engine = sa.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT_S})
+def _known(error: BaseException) -> Unavailable | None:
+    """What PostgreSQL tells us to try again, now or later; its driver's own errors come from COPY."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    state = getattr(cause, "sqlstate", None) or ""
+    if state in _CONTENTION:
+        return Contended("another transaction of the ledger came first", advice="try again in a moment")
+    lost = isinstance(error, DBAPIError) and error.connection_invalidated
+    if lost or state.startswith(_NOT_NOW) or (isinstance(cause, psycopg.OperationalError) and not state):
+        return _unavailable(cause or error)
+    return None
 
-    @sa.event.listens_for(engine, "connect")
-    def set_up(connection: Any, _record: object) -> None:
-        # The driver's own implicit BEGIN is deferred and comes late: a transaction that reads before it
-        # writes could then fail on the upgrade. We begin ourselves.
-        connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
 
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("begin", "BEGIN IMMEDIATE"))
-
-    return engine
+def _unavailable(error: BaseException) -> Unavailable:
+    why = str(error.orig if isinstance(error, DBAPIError) else error).strip().splitlines()
+    return Unavailable(
+        f"the ledger's database is not to be had ({why[0] if why else type(error).__name__})",
+        advice="try again in a moment",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sqlite3
 import subprocess
 from collections.abc import Callable
@@ -226,3 +227,23 @@ def test_every_command_explains_itself(say: Callable[..., str]) -> None:
 
 def test_the_version(say: Callable[..., str]) -> None:
     assert say("--version").startswith("pos-gateway 0.")
+
+
+def test_a_ledgers_tables_are_migrated_and_a_restore_is_told(told: Told, run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "ledger"
+    shutil.copytree(told[0] / "ledger", home)
+    assert run("ledger", "migrate", "--home", home) == (0, {"before": "0002", "after": "0002"})
+    assert run("ledger", "migrate", "--to", "0001", "--home", home)[0] == 0
+    code, answer = run("ledger", "show", "--home", home)
+    assert (code, "ledger migrate" in answer["error"]["advice"]) == (3, True)
+    assert run("ledger", "migrate", "--home", home)[0] == 0
+    code, replayed = run("ledger", "restored", "--home", home)
+    assert (code, replayed) == (0, {"snapshots": 0, "publications": 0, "unknown_tokens": 0})
+
+
+def test_a_database_password_is_not_taken_from_the_command_line(run: Run, tmp_path: Path) -> None:
+    url = "postgresql://me:hunter2@localhost/ledger"
+    code, answer = run("ledger", "init", "--issuer", "X", "--database", url, "--home", tmp_path / "l")
+    assert (code, "pgpass" in answer["error"]["advice"]) == (3, True)
+    assert "hunter2" not in str(answer)
+    assert not (tmp_path / "l").exists()

@@ -157,6 +157,35 @@ async def test_the_same_id_again_is_the_same_payment(counter: Counter, card: Vir
     assert counter.shop.journal.exposure.count == 1
 
 
+async def test_a_payment_is_refunded_in_part_and_another_voided(counter: Counter, card: VirtualCard) -> None:
+    ids = []
+    for _ in range(2):
+        _, view = await counter.start()
+        counter.reader.present(card)
+        ids.append((await counter.finish(view["id"]))["id"])
+
+    async def post(path: str, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        async with counter.client.post(f"/v1/payments/{path}", json=body) as response:
+            return response.status, await response.json()
+
+    order = {"id": str(uuid4()), "amount_minor": 430, "reason": "one returned"}
+    code, refunded = await post(f"{ids[0]}/refunds", order)
+    assert (code, refunded["kind"], refunded["amount"]) == (200, "refund", "4.30 CNY")
+    assert refunded["payment"]["refunded_minor"] == 430
+    assert await post(f"{ids[0]}/refunds", order) == (200, refunded)
+    code, error = await post(f"{ids[0]}/refunds", order | {"id": str(uuid4()), "amount_minor": 1501})
+    assert (code, "1500 minor units are left" in error["error"]["reason"]) == (409, True)
+    code, voided = await post(f"{ids[1]}/reversal", {"id": str(uuid4())})
+    assert (code, voided["kind"], voided["payment"]["voided"]) == (200, "reversal", True)
+    assert (await post(f"{uuid4()}/reversal", {"id": str(uuid4())}))[0] == 404
+    assert (await post(f"{ids[1]}/refunds", {"id": str(uuid4())}))[0] == 400
+    async with counter.client.get(f"/v1/payments/{ids[1]}") as response:
+        assert (await response.json())["voided"] is True
+    reborn = Payments(counter.shop.till, counter.shop.journal, lambda view: None)
+    assert reborn.show(UUID(ids[0])).refunded_minor == 430
+    assert counter.shop.journal.exposure.amount_minor == 1500
+
+
 async def test_what_memory_forgot_the_journal_knows(counter: Counter, card: VirtualCard) -> None:
     """As after a restart: a new `Payments` over the same journal."""
     _, approved = await counter.start()

@@ -24,7 +24,7 @@ from pos_gateway.emv.transcript import Transcript
 from pos_gateway.enrolment import Enrolment, EnrolmentRequest, Merchant
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger import Ledger
-from pos_gateway.ledger.postings import RecordVerdict
+from pos_gateway.ledger.settlement import RecordVerdict
 from pos_gateway.limits.record import LimitRecord, token_key
 from pos_gateway.limits.snapshot import Snapshot
 from pos_gateway.money import currency
@@ -146,13 +146,42 @@ class Shop:
     def sealing_key(self) -> X25519PublicKey:
         return X25519PublicKey.from_public_bytes(self.enrolment.sealing_key)
 
+    def correct(
+        self,
+        kind: Kind,
+        payment: Record | uuid.UUID,
+        amount_minor: int,
+        *,
+        lies: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Record:
+        """A reversal or refund of a payment as a journal record."""
+        self.sequence += 1
+        facts = {
+            "about": str(payment.id if isinstance(payment, Record) else payment),
+            "amount_minor": amount_minor,
+            "currency": self.enrolment.currency,
+            "at_unix_ms": self.ledger.now_unix_ms(),
+            "reason": "goods returned",
+            "gateway_id": self.enrolment.gateway_id,
+            "terminal_id": self.enrolment.terminal_id,
+            "merchant_id": self.enrolment.merchant.id,
+            **lies,
+        }
+        return self.record(uuid.uuid4(), facts, b"", kind=kind)
+
     def record(
-        self, record_id: uuid.UUID, facts: dict[str, Any], sealed: bytes, *, sequence: int | None = None
+        self,
+        record_id: uuid.UUID,
+        facts: dict[str, Any],
+        sealed: bytes,
+        *,
+        sequence: int | None = None,
+        kind: Kind = Kind.AUTHORIZATION,
     ) -> Record:
         record = make_record(
             sequence=sequence or self.sequence,
             record_id=record_id,
-            kind=Kind.AUTHORIZATION,
+            kind=kind,
             facts=facts,
             proof=sealed,
             previous_hash=self.last_hash,

@@ -71,9 +71,12 @@ def enrolment_request(code: str, **changes: object) -> bytes:
     return json.dumps({"code": code, "public_key": base64.b64encode(key).decode(), **changes}).encode()
 
 
-async def test_health_tells_the_ledgers_time(line: Line, clock: Clock) -> None:
+async def test_health_tells_the_ledgers_time(ledger: Ledger, line: Line, clock: Clock) -> None:
     status, body = await line.get("/v1/health")
-    assert (status, json.loads(body)) == (200, {"status": "ok", "time_unix_ms": int(clock.now_s * 1000)})
+    assert (status, json.loads(body)) == (
+        200,
+        {"status": "ok", "time_unix_ms": int(clock.now_s * 1000), "epoch": str(ledger.epoch)},
+    )
 
 
 async def test_another_certificate_than_the_pinned_one_is_not_talked_to(port: int) -> None:
@@ -111,7 +114,10 @@ async def test_enrol_fetch_tap_present(ledger: Ledger, line: Line, icc_key: rsa.
     batch = shop.batch([record])
     status, answer = await line.present(shop, *batch)
     assert status == 200
-    assert answer == {"verdicts": [{"id": str(record.id), "verdict": "posted", "reason": "Paid."}]}
+    assert answer == {
+        "epoch": str(ledger.epoch),
+        "verdicts": [{"id": str(record.id), "verdict": "posted", "reason": "Paid."}],
+    }
     _, answer = await line.present(shop, *batch)
     assert answer["verdicts"][0]["verdict"] == "duplicate"
     assert ledger.account(account.id).outstanding_minor == 1930
