@@ -117,6 +117,7 @@ class SnapshotFeed:
         self._merging: threading.Thread | None = None
         self._whole_wanted = False
         self._current: Layers | None = None
+        self._loaded: Layers | None = None
         self.progress: Progress | None = None
         self.last_error: PosGatewayError | None = None
         """Why the newest attempt to get, open or merge limits failed; None after one that did not."""
@@ -168,9 +169,12 @@ class SnapshotFeed:
             return changed
 
     def start_merging(self) -> None:
-        """Merge a delta in use into its base, in a thread of the lowest priority."""
+        """In a thread of the lowest priority, load the tree of the limits in use, so that a tap reads one
+        bucket and no more, and merge a delta into its base."""
         layers = self._current
-        if layers is None or layers.delta is None or (self._merging and self._merging.is_alive()):
+        if layers is None or (self._merging and self._merging.is_alive()):
+            return
+        if layers.delta is None and layers is self._loaded:
             return
         self._merging = threading.Thread(target=self._merge_quietly, name="merge", daemon=True)
         self._merging.start()
@@ -482,6 +486,12 @@ class SnapshotFeed:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST_PRIORITY)
         try:
+            layers = self._current
+            if layers is not None and layers is not self._loaded:
+                for snapshot in (layers.base, layers.delta):
+                    if snapshot is not None:
+                        snapshot.load_nodes(self._check_stop)
+                self._loaded = layers
             self.merge()
         except Stopped:
             pass
