@@ -145,6 +145,10 @@ def test_it_works_without_administrator_rights() -> None:
     # Root without CAP_SYS_ADMIN may no more make a network namespace than any user, but can still read
     # this checkout. Dropped from the bounding set (PR_CAPBSET_DROP), it is gone after the exec.
     drop = "import ctypes, os, sys; ctypes.CDLL(None).prctl(24, 21); os.execv(sys.argv[1], sys.argv[1:])"
+    unshare = shutil.which("unshare") or "/usr/bin/unshare"
+    probe = [sys.executable, "-c", drop, unshare, "-rn", "true"]
+    if subprocess.run(probe, capture_output=True, check=False).returncode:
+        pytest.skip("this system gives nobody a user namespace, as inside a chroot")
     use = "from pos_gateway.lab.virtual_reader import VirtualReader as V\nwith V() as r: print(len(r.names))"
     done = subprocess.run(
         [sys.executable, "-c", drop, sys.executable, "-c", use], capture_output=True, text=True, timeout=120
