@@ -19,6 +19,7 @@ FLOORS = {
     "pos_gateway.redaction": 0,
     "pos_gateway.emv": 1,
     "pos_gateway.limits": 2,
+    "pos_gateway.instalments": 2,
     "pos_gateway.authorization": 3,
     "pos_gateway.records": 3,
     "pos_gateway.enrolment": 3,

@@ -24,6 +24,7 @@ NOUNS: Final = (
     "proof",
     "reader",
     "card",
+    "offer",
     "ledger",
     "bench",
     "doctor",
