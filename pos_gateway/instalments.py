@@ -34,7 +34,20 @@ MAX_RATE_BPS: Final = 1_000
 PERIODS_A_YEAR: Final = 12
 PLAN_DIGEST_BYTES: Final = 16
 
+MAX_CLASS: Final = 255
+
 _OFFER_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,24}", re.ASCII)
+_CATEGORY: Final = re.compile(r"\d{4}", re.ASCII)
+_FIELD_KINDS: Final[dict[str, type]] = {
+    "id": str,
+    "currency": str,
+    "charge": str,
+    "rate_per_period_bps": int,
+    "min_amount_minor": int,
+    "max_amount_minor": int,
+    "instalment_class": int,
+}
+_KIND_NAMES: Final[dict[type, str]] = {str: "text", int: "an integer"}
 _PLAN_DOMAIN: Final = b"pos-gateway instalment plan 1\0"
 _BPS: Final = 10_000
 _PPM: Final = 1_000_000
@@ -55,7 +68,9 @@ class Offer:
     """What an issuer offers: which numbers of periods, for which amounts, at which price.
 
     `rate_per_period_bps` is a part of the whole principal (flat fee), of what is still owed (annuity), or,
-    once and not per period, what the merchant gives up of the principal (merchant-funded).
+    once and not per period, what the merchant gives up of the principal (merchant-funded). It is for tokens
+    whose limit record has at least `instalment_class`, at merchants of these `categories` (ISO 18245), or
+    of any if none is named.
 
     Raises:
         InvalidInput: a value that no plan can have.
@@ -68,6 +83,8 @@ class Offer:
     rate_per_period_bps: int
     min_amount_minor: int = 1
     max_amount_minor: int = MAX_AMOUNT_MINOR
+    instalment_class: int = 0
+    categories: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if _OFFER_ID.fullmatch(self.id) is None:
@@ -84,6 +101,10 @@ class Offer:
             )
         if not 1 <= self.min_amount_minor <= self.max_amount_minor <= MAX_AMOUNT_MINOR:
             raise InvalidInput("the smallest and largest amount contradict each other", where="amounts")
+        if not 0 <= self.instalment_class <= MAX_CLASS:
+            raise InvalidInput(f"0 to {MAX_CLASS}", where="instalment class")
+        if any(_CATEGORY.fullmatch(category) is None for category in self.categories):
+            raise InvalidInput("four digits each", where="categories", advice="see ISO 18245")
 
     def takes(self, amount_minor: int) -> bool:
         return self.min_amount_minor <= amount_minor <= self.max_amount_minor
@@ -97,6 +118,8 @@ class Offer:
             "rate_per_period_bps": self.rate_per_period_bps,
             "min_amount_minor": self.min_amount_minor,
             "max_amount_minor": self.max_amount_minor,
+            "instalment_class": self.instalment_class,
+            "categories": list(self.categories),
         }
 
     @classmethod
@@ -109,28 +132,25 @@ class Offer:
         if set(document) != wanted:
             odd = ", ".join(sorted(map(str, wanted ^ set(document))))
             raise InvalidInput(f"missing or unknown: {odd}", where="offer")
-        for name in ("rate_per_period_bps", "min_amount_minor", "max_amount_minor"):
-            if type(document[name]) is not int:
-                raise InvalidInput("must be an integer", where=f"offer field {name}")
-        periods = document["periods"]
-        if not isinstance(periods, (list, tuple)) or any(type(n) is not int for n in periods):
-            raise InvalidInput("must be a list of integers", where="offer field periods")
-        for name in ("id", "currency", "charge"):
-            if not isinstance(document[name], str):
-                raise InvalidInput("must be text", where=f"offer field {name}")
+        for name, kind in _FIELD_KINDS.items():
+            if type(document[name]) is not kind:
+                raise InvalidInput(f"must be {_KIND_NAMES[kind]}", where=f"offer field {name}")
+        for name, kind in (("periods", int), ("categories", str)):
+            items = document[name]
+            if not isinstance(items, (list, tuple)) or any(type(item) is not kind for item in items):
+                raise InvalidInput(f"must be a list, each {_KIND_NAMES[kind]}", where=f"offer field {name}")
         try:
             charge = Charge(document["charge"])
         except ValueError:
             known = ", ".join(charge.value for charge in Charge)
             raise InvalidInput("unknown", where="offer field charge", advice=f"one of {known}") from None
-        return cls(
-            **{
-                **document,
-                "currency": currency(document["currency"]),
-                "charge": charge,
-                "periods": tuple(periods),
-            }
-        )
+        exact = {
+            "currency": currency(document["currency"]),
+            "charge": charge,
+            "periods": tuple(document["periods"]),
+            "categories": tuple(document["categories"]),
+        }
+        return cls(**{**document, **exact})
 
 
 @dataclass(frozen=True, slots=True)

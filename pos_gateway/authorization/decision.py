@@ -16,6 +16,7 @@ from pos_gateway.authorization.policy import Exposure, Policy, cap_reached, cloc
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.emv.apdu import CryptogramKind
 from pos_gateway.emv.application import Iad
+from pos_gateway.instalments import Offer, Quote
 from pos_gateway.limits.header import Freshness
 from pos_gateway.limits.record import LimitRecord, Status
 
@@ -66,7 +67,8 @@ class Request:
     """All that is known before the card is asked for a cryptogram.
 
     `freshness` and `stale_per_tap_cap_minor` are those of the snapshot in use, None without one;
-    `record` is the token's limit record in it, None if the snapshot proves that it has none.
+    `record` is the token's limit record in it, None if the snapshot proves that it has none. `plan`: the
+    instalments that are asked for; `offers`: those that the snapshot holds.
     """
 
     amount_minor: int
@@ -81,6 +83,9 @@ class Request:
     record: LimitRecord | None
     exposure: Exposure
     policy: Policy
+    merchant_category: str = ""
+    plan: Quote | None = None
+    offers: tuple[Offer, ...] = ()
 
 
 def judge_request(request: Request) -> Ask | Decline:
@@ -109,7 +114,19 @@ def judge_request(request: Request) -> Ask | Decline:
         return Decline(Reason.OVER_TAP_CAP, f"cap {tap_cap_minor} (limits {request.freshness.value})")
     if amount_minor > policy.holder_verification_limit_minor and not request.device_can_verify_holder:
         return Decline(Reason.HOLDER_NOT_VERIFIED, "this card cannot verify its holder")
+    if request.plan is not None and (why := _refused(request.plan.offer, request, record)) is not None:
+        return Decline(Reason.PLAN_NOT_ALLOWED, why)
     return Ask(record.ceiling)
+
+
+def _refused(offer: Offer, request: Request, record: LimitRecord) -> str | None:
+    if offer not in request.offers:
+        return f"offer {offer.id} is not in the limits in use"
+    if offer.categories and request.merchant_category not in offer.categories:
+        return f"offer {offer.id} is not for this merchant's category"
+    if record.instalment_class < offer.instalment_class:
+        return f"offer {offer.id} is not for this card"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from pos_gateway.cli.terminal import Json, emit
+from pos_gateway.cli.terminal import Json, emit, percent
 from pos_gateway.errors import InvalidInput
 from pos_gateway.instalments import Charge, Offer, Quote, quote
 from pos_gateway.money import currency as currency_of
 
 app = typer.Typer(no_args_is_help=True, help="Instalment offers: what a purchase in so many periods costs.")
-
-_PPM_OF_A_PERCENT: Final = 10_000
 
 
 @app.callback()
@@ -82,15 +80,10 @@ def _text(found: Quote) -> str:
         "",
         f"Purchase {money(found.principal_minor)} + fees {money(found.fee_minor)}"
         f" = {money(found.total_minor)} {code} in {found.periods} periods",
-        f"Annual percentage rate {_percent(found.annual_percentage_rate_ppm)}"
-        f" (effective {_percent(found.effective_annual_rate_ppm)};"
-        f" simple rate {_percent(found.simple_annual_rate_ppm)}, of the whole principal)",
+        f"Annual percentage rate {percent(found.annual_percentage_rate_ppm)}"
+        f" (effective {percent(found.effective_annual_rate_ppm)};"
+        f" simple rate {percent(found.simple_annual_rate_ppm)}, of the whole principal)",
     ]
     if found.merchant_fee_minor:
         lines.append(f"The merchant pays {money(found.merchant_fee_minor)} {code}.")
     return "\n".join(lines)
-
-
-def _percent(ppm: int) -> str:
-    hundredths = (ppm + _PPM_OF_A_PERCENT // 200) // (_PPM_OF_A_PERCENT // 100)
-    return f"{hundredths // 100}.{hundredths % 100:02d} %"

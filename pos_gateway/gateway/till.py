@@ -38,6 +38,7 @@ from pos_gateway.emv.application import (
     NO_PLAN,
     TAG_CEILING,
     TAG_LIMIT_DIGEST,
+    TAG_PLAN_DIGEST,
     Sale,
     counter_bytes,
 )
@@ -60,6 +61,7 @@ from pos_gateway.errors import (
 )
 from pos_gateway.gateway.corrections import Corrections
 from pos_gateway.gateway.readers.port import CardChannel
+from pos_gateway.instalments import Offer, Quote
 from pos_gateway.limits.header import SnapshotHeader, freshness
 from pos_gateway.limits.layers import Layers
 from pos_gateway.limits.record import LimitRecord, token_key
@@ -115,6 +117,7 @@ class Payment:
     unpredictable_number: bytes = field(repr=False)
     sequence_counter: int
     elements: Mapping[int, bytes] = field(repr=False)
+    plan: Quote | None
     seal: Seal = field(repr=False)
     asked: dict[bytes, Asked] = field(default_factory=dict, repr=False)
 
@@ -200,7 +203,15 @@ class Till:
         )
         self._known_issuers: KnownIssuers = {}
 
-    def new_payment(self, payment_id: UUID, amount_minor: int, sequence_counter: int) -> Payment:
+    def offers(self) -> tuple[Offer, ...]:
+        """The instalments that the limits in use let this till offer, whatever the card."""
+        limits, category = self._limits(), self.station.merchant_category
+        offers = limits.newest.offers if limits is not None else ()
+        return tuple(offer for offer in offers if not offer.categories or category in offer.categories)
+
+    def new_payment(
+        self, payment_id: UUID, amount_minor: int, sequence_counter: int, plan: Quote | None = None
+    ) -> Payment:
         """A sale that waits for its tap; what can be prepared without the card is prepared here.
 
         Raises:
@@ -220,6 +231,7 @@ class Till:
             sale_id=payment_id.bytes,
             ceiling=0,
             limit_digest=bytes(DIGEST_BYTES),
+            plan_digest=plan.digest if plan is not None else NO_PLAN,
         )
         return Payment(
             id=payment_id,
@@ -228,6 +240,7 @@ class Till:
             unpredictable_number=unpredictable_number,
             sequence_counter=sequence_counter,
             elements=sale.elements(),
+            plan=plan,
             seal=Seal(self._sealing_key, self._random_bytes),
         )
 
@@ -338,6 +351,9 @@ class Till:
                 record=record,
                 exposure=self._claims.exposure_besides(payment),
                 policy=self.policy,
+                merchant_category=self.station.merchant_category,
+                plan=payment.plan,
+                offers=limits.newest.offers if limits else (),
             )
         )
 
@@ -364,7 +380,7 @@ class Till:
             "ceiling": asked.ceiling,
             "limit_digest": asked.limit_digest.hex(),
             "snapshot_version": asked.snapshot_version,
-            "plan_digest": NO_PLAN.hex(),
+            "plan_digest": payment.elements[TAG_PLAN_DIGEST].hex(),
             "sequence_counter": payment.sequence_counter,
             "unpredictable_number": payment.unpredictable_number.hex(),
         }
@@ -377,7 +393,7 @@ class Till:
         return Declined(decline, known.last4)
 
     def _facts(self, payment: Payment, known: _Known) -> dict[str, Any]:
-        return {
+        facts = {
             "sale_id": str(payment.id),
             "amount_minor": payment.amount_minor,
             "currency": self.station.currency.code,
@@ -387,6 +403,9 @@ class Till:
             "token_key": known.token_key.hex(),
             "token_last4": known.last4 or "",
         }
+        if payment.plan is not None:
+            facts["plan"] = {"offer": payment.plan.offer.to_json(), "periods": payment.plan.periods}
+        return facts
 
 
 @dataclass(slots=True)

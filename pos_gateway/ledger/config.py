@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from datetime import date
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
-from pos_gateway.errors import InvalidConfiguration
+from pos_gateway.errors import InvalidConfiguration, InvalidInput
+from pos_gateway.instalments import Offer
 from pos_gateway.ledger.certificates import SignedKey
 from pos_gateway.limits.header import RiskPolicy
 
@@ -70,12 +71,27 @@ class MetadataLives(BaseModel):
     timestamp_s: int = Field(default=2 * _DAY_S, gt=0)
 
 
+def _offer(value: object) -> Offer:
+    if isinstance(value, Offer):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("must be an object")
+    try:
+        return Offer.from_json(value)
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
+
+
+SignedOffer = Annotated[Offer, PlainValidator(_offer), PlainSerializer(Offer.to_json)]
+
+
 class Policy(BaseModel):
     """The issuer's decisions. Spans in seconds, caps in minor units.
 
     `presentment_deadline_s` is D: how long after its expiry a ceiling still reserves credit, because
     payments made under it may still be presented. `token_share_percent`: how much of an account's
     limit, less what is owed, all its active tokens' reserves may come to; it is split evenly.
+    `offers`: the instalment plans that shops may offer.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
     """
 
@@ -91,6 +107,7 @@ class Policy(BaseModel):
     card_tc_rate_limit: int = Field(default=50, gt=0)
     token_share_percent: int = Field(default=100, ge=0, le=100)
     delta_bases: int = Field(default=7, ge=0, le=100)
+    offers: tuple[SignedOffer, ...] = ()
     metadata_lives: MetadataLives = MetadataLives()
 
     def risk_policy(self) -> RiskPolicy:

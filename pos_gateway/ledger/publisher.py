@@ -26,6 +26,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from pos_gateway.distribution import LimitFile, delta_file, head_file, parse_name, whole_file
 from pos_gateway.errors import Conflict, NotFound, Unavailable
+from pos_gateway.instalments import Offer
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenLine, TokenStatus
 from pos_gateway.ledger.config import Identity, MetadataLives, Policy
@@ -315,12 +316,14 @@ def _terms(
         valid_until_unix_s=now_unix_s + policy.valid_s,
         token_key_epoch=token_key_epoch,
         policy=policy.risk_policy(),
+        offers=policy.offers,
     )
 
 
 def _terms_to_json(terms: SnapshotTerms) -> str:
-    document = asdict(terms) | {"nonce": terms.nonce.hex()}
-    for name in ("base_version", "offers", "revoked_certificates"):
+    offers = [offer.to_json() for offer in terms.offers]
+    document = asdict(terms) | {"nonce": terms.nonce.hex(), "offers": offers}
+    for name in ("base_version", "revoked_certificates"):
         del document[name]
     return json.dumps(document)
 
@@ -328,6 +331,7 @@ def _terms_to_json(terms: SnapshotTerms) -> str:
 def _terms_from_json(text: str) -> SnapshotTerms:
     document = json.loads(text)
     document["nonce"] = bytes.fromhex(document["nonce"])
+    document["offers"] = tuple(Offer.from_json(offer) for offer in document.get("offers", ()))
     return SnapshotTerms(**document | {"policy": RiskPolicy(**document["policy"])})
 
 
