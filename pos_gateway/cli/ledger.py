@@ -57,7 +57,7 @@ def init(
             "issuer": issuer,
             "currency": ledger.currency.code,
             "ca_key": {"rid": key.rid.hex().upper(), "index": f"{key.index:02X}"},
-            "tls_fingerprint": ledger.keys.tls_fingerprint.hex(),
+            "authority_fingerprint": ledger.keys.authority.fingerprint.hex(),
         }
     emit(data, f"Ledger of {issuer} made in {home}. Its keys are there too: guard them.", as_json=as_json)
 

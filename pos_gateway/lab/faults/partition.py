@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from pos_gateway.errors import LedgerUnreachable
+from pos_gateway.gateway.certificate import connect
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import JournalReader
 from pos_gateway.gateway.ledger_client import LedgerClient
@@ -111,7 +112,7 @@ async def _present_again(site: Site, url: str, chance: random.Random) -> Counter
             return []
         return [answer.verdict for answer in answers]
 
-    async with LedgerClient(url, enrolled.certificate_fingerprint) as client:
+    async with connect(site.home, url) as client:
         verdicts = await asyncio.gather(*(present(client, batch) for batch in batches if batch))
     return Counter(verdict for batch in verdicts for verdict in batch)
 

@@ -68,14 +68,7 @@ class Site:
         """What a gateway that starts from now on takes for the ledger's address."""
         was = load_enrolment(self.home.enrolment)
         self.home.enrolment.unlink()
-        store_enrolment(
-            self.home.enrolment,
-            Enrolled(
-                ledger_url=url,
-                certificate_fingerprint=was.certificate_fingerprint,
-                enrolment=was.enrolment,
-            ),
-        )
+        store_enrolment(self.home.enrolment, Enrolled(ledger_url=url, enrolment=was.enrolment))
 
     def stop(self) -> None:
         """End both programs in order."""
