@@ -1,7 +1,7 @@
 """Who is let in: every client certificate that was given out has a row, and is asked for at every request.
 
-The newest certificate that a gateway has used is the one that counts: with its first use all before it
-are over. All functions run inside a transaction of the caller's.
+With the first use of a certificate all that the gateway was given before it are over. All functions run
+inside a transaction of the caller's.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def certify(
     policy: Policy,
     now_unix_ms: int,
 ) -> x509.Certificate:
-    """A new certificate for this gateway. Those it has not used yet are over; the one in use goes on until
-    this one is used.
+    """A new certificate for this gateway. Those it has go on until this one is used: whether this one ever
+    reaches it nobody knows.
 
     Raises:
         InvalidMessage: see `read_request`.
@@ -49,11 +49,6 @@ def certify(
     )
     if (connection.scalar(lately) or 0) >= _MOST_A_DAY:
         raise Unavailable("this gateway has asked for too many certificates", advice="try again tomorrow")
-    connection.execute(
-        rows.update()
-        .filter_by(gateway_id=gateway.id, first_used_unix_ms=None, revoked_unix_ms=None)
-        .values(revoked_unix_ms=now_unix_ms)
-    )
     now = datetime.fromtimestamp(now_unix_ms // 1000, UTC)
     certificate = authority.certify_gateway(
         gateway.id, key, now, timedelta(seconds=policy.certificate_life_s)
@@ -125,7 +120,7 @@ def admit(connection: sa.Connection, presented: Presented, now_unix_ms: int) -> 
 
 
 def first_use(connection: sa.Connection, presented: Presented, now_unix_ms: int) -> None:
-    """From now on none of the gateway's other certificates counts."""
+    """From now on none of the certificates counts that the gateway was given before this one."""
     rows = store.certificates
     connection.execute(sa.select(store.gateways.c.id).filter_by(id=presented.gateway_id).with_for_update())
     used = connection.execute(
@@ -134,9 +129,10 @@ def first_use(connection: sa.Connection, presented: Presented, now_unix_ms: int)
         .values(first_used_unix_ms=now_unix_ms)
     )
     if used.rowcount:
+        own = sa.select(rows.c.issued_unix_ms).filter_by(serial=presented.serial).scalar_subquery()
         connection.execute(
             rows.update()
             .filter_by(gateway_id=presented.gateway_id, revoked_unix_ms=None)
-            .where(rows.c.serial != presented.serial)
+            .where(rows.c.serial != presented.serial, rows.c.issued_unix_ms <= own)
             .values(revoked_unix_ms=now_unix_ms)
         )
