@@ -49,6 +49,7 @@ def certify(
     )
     if (connection.scalar(lately) or 0) >= _MOST_A_DAY:
         raise Unavailable("this gateway has asked for too many certificates", advice="try again tomorrow")
+    number = sa.select(sa.func.max(rows.c.number)).filter_by(gateway_id=gateway.id)
     now = datetime.fromtimestamp(now_unix_ms // 1000, UTC)
     certificate = authority.certify_gateway(
         gateway.id, key, now, timedelta(seconds=policy.certificate_life_s)
@@ -58,6 +59,7 @@ def certify(
         rows.insert().values(
             serial=serial_bytes(certificate),
             gateway_id=gateway.id,
+            number=(connection.scalar(number) or 0) + 1,
             public_key_digest=hashlib.sha256(spki).digest(),
             issued_unix_ms=now_unix_ms,
             not_after_unix_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
@@ -129,10 +131,10 @@ def first_use(connection: sa.Connection, presented: Presented, now_unix_ms: int)
         .values(first_used_unix_ms=now_unix_ms)
     )
     if used.rowcount:
-        own = sa.select(rows.c.issued_unix_ms).filter_by(serial=presented.serial).scalar_subquery()
+        own = sa.select(rows.c.number).filter_by(serial=presented.serial).scalar_subquery()
         connection.execute(
             rows.update()
             .filter_by(gateway_id=presented.gateway_id, revoked_unix_ms=None)
-            .where(rows.c.serial != presented.serial, rows.c.issued_unix_ms <= own)
+            .where(rows.c.number < own)
             .values(revoked_unix_ms=now_unix_ms)
         )

@@ -137,12 +137,15 @@ certificates = sa.Table(
     metadata,
     # Every client certificate given out. Without its row none is let in.
     Column("serial", LargeBinary(20), primary_key=True),
-    Column("gateway_id", ForeignKey("gateways.id"), nullable=False, index=True),
+    Column("gateway_id", ForeignKey("gateways.id"), nullable=False),
+    # 1, 2, … of its gateway: clocks of replicas differ, this does not.
+    Column("number", Integer, nullable=False),
     Column("public_key_digest", LargeBinary(32), nullable=False),
     Column("issued_unix_ms", BigInteger, nullable=False),
     Column("not_after_unix_ms", BigInteger, nullable=False),
     Column("first_used_unix_ms", BigInteger),
     Column("revoked_unix_ms", BigInteger),
+    sa.UniqueConstraint("gateway_id", "number"),
 )
 
 snapshots = sa.Table(

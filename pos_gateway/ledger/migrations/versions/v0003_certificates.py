@@ -36,6 +36,7 @@ def upgrade() -> None:
         "certificates",
         sa.Column("serial", sa.LargeBinary(length=20), nullable=False),
         sa.Column("gateway_id", sa.String(length=32), nullable=False),
+        sa.Column("number", sa.Integer(), nullable=False),
         sa.Column("public_key_digest", sa.LargeBinary(length=32), nullable=False),
         sa.Column("issued_unix_ms", sa.BigInteger(), nullable=False),
         sa.Column("not_after_unix_ms", sa.BigInteger(), nullable=False),
@@ -43,8 +44,8 @@ def upgrade() -> None:
         sa.Column("revoked_unix_ms", sa.BigInteger(), nullable=True),
         sa.ForeignKeyConstraint(["gateway_id"], ["gateways.id"], name="certificates_gateway_id_fkey"),
         sa.PrimaryKeyConstraint("serial", name="certificates_pkey"),
+        sa.UniqueConstraint("gateway_id", "number", name="certificates_gateway_id_number_key"),
     )
-    op.create_index("certificates_by_gateway_id", "certificates", ["gateway_id"])
 
 
 def downgrade() -> None:
