@@ -228,11 +228,12 @@ class CertificateKeeper:
         failures, last_s = 0, float("-inf")
         loop = asyncio.get_running_loop()
         while True:
-            pause_s = _LOOK_S
+            due_s, life_s = self._due()
+            pause_s = min(_LOOK_S, max(due_s, life_s / 30))
             lapsed = self._client.lapsed.is_set()
             self._client.lapsed.clear()
             # A clock that runs far ahead finds every certificate over: it may not ask again and again.
-            if lapsed or (self._due() and loop.time() - last_s > _LEAST_BETWEEN_S):
+            if lapsed or (due_s <= 0 and loop.time() - last_s > min(_LEAST_BETWEEN_S, life_s / 3)):
                 try:
                     await self.renew()
                 except PosGatewayError as error:
@@ -243,6 +244,7 @@ class CertificateKeeper:
                     pause_s *= self._rng.uniform(0.5, 1.0)
                 else:
                     failures, last_s, self._problem = 0, loop.time(), ""
+                    pause_s = 0.0
                     self._renewed()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
@@ -266,12 +268,17 @@ class CertificateKeeper:
         _log.info("certificate renewed", until=certificate.not_valid_after_utc.isoformat())
         await self._client.standing(self._gateway_id)
 
-    def _due(self) -> bool:
+    def _due(self) -> tuple[float, float]:
+        """By our own clock: in how many seconds the next certificate is to be asked for, and for how many a
+        certificate lives."""
         try:
             certificate = self._identity.certificate
         except PosGatewayError:
-            return False  # told in `state`: a person must look at the file
-        return certificate is None or self._now() > due_at(certificate)
+            return _LOOK_S, _LOOK_S  # told in `state`: a person must look at the file
+        if certificate is None:
+            return 0.0, 0.0
+        life = certificate.not_valid_after_utc - certificate.not_valid_before_utc
+        return (due_at(certificate) - self._now()).total_seconds(), life.total_seconds()
 
     def _now(self) -> datetime:
         return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=self._clock())

@@ -22,7 +22,8 @@ from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.gateways import Gateway, GatewayStatus
 
 _MOST_A_DAY: Final = 24
-_DAY_MS: Final = 24 * 3600 * 1000
+_MOST_A_LIFE: Final = 6
+_DAY_S: Final = 24 * 3600
 _ASKS_AGAIN: Final = "the gateway asks for another by itself when it reaches the ledger"
 
 
@@ -45,9 +46,9 @@ def certify(
     rows = store.certificates
     connection.execute(sa.select(store.gateways.c.id).filter_by(id=gateway.id).with_for_update())
     lately = sa.select(sa.func.count()).where(
-        rows.c.gateway_id == gateway.id, rows.c.issued_unix_ms > now_unix_ms - _DAY_MS
+        rows.c.gateway_id == gateway.id, rows.c.issued_unix_ms > now_unix_ms - _DAY_S * 1000
     )
-    if (connection.scalar(lately) or 0) >= _MOST_A_DAY:
+    if (connection.scalar(lately) or 0) >= _MOST_A_DAY + _MOST_A_LIFE * _DAY_S // policy.certificate_life_s:
         raise Unavailable("this gateway has asked for too many certificates", advice="try again tomorrow")
     number = sa.select(sa.func.max(rows.c.number)).filter_by(gateway_id=gateway.id)
     now = datetime.fromtimestamp(now_unix_ms // 1000, UTC)

@@ -25,7 +25,6 @@ SERVER_LIFE: Final = timedelta(days=397)
 _BEGINNING: Final = datetime(1970, 1, 1, tzinfo=UTC)
 """What a shop checks is valid from here on: a clock that lies behind must not keep a shop from the ledger,
 which is what could tell it so."""
-_REPLICAS_DIFFER: Final = timedelta(hours=1)
 _SERVER_NAME: Final = "pos-gateway ledger"
 
 
@@ -85,9 +84,9 @@ class Authority:
     def certify_gateway(
         self, gateway_id: str, key: ec.EllipticCurvePublicKey, now: datetime, life: timedelta
     ) -> x509.Certificate:
-        return self._leaf(
-            gateway_id, key, now - _REPLICAS_DIFFER, now + life, ExtendedKeyUsageOID.CLIENT_AUTH
-        ).sign(self.key, hashes.SHA256())
+        return self._leaf(gateway_id, key, now, now + life, ExtendedKeyUsageOID.CLIENT_AUTH).sign(
+            self.key, hashes.SHA256()
+        )
 
     def _leaf(
         self,

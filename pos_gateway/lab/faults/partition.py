@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from pos_gateway.errors import LedgerUnreachable
+from pos_gateway.errors import CertificateLapsed, LedgerUnreachable
 from pos_gateway.gateway.certificate import connect
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import JournalReader
@@ -108,8 +108,8 @@ async def _present_again(site: Site, url: str, chance: random.Random) -> Counter
     async def present(client: LedgerClient, batch: list[Record]) -> list[Verdict]:
         try:
             answers = await client.present(enrolled.enrolment.gateway_id, batch, key)
-        except LedgerUnreachable:  # busy: it says so, and nothing is lost
-            return []
+        except (LedgerUnreachable, CertificateLapsed):
+            return []  # busy, or the gateway has a newer certificate: it is told so, and nothing is lost
         return [answer.verdict for answer in answers]
 
     async with connect(site.home, url) as client:
