@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from pos_gateway.enrolment import CertificateRequest, Enrolment, EnrolmentRequest, make_request
 from pos_gateway.errors import AuthenticationFailed, CertificateLapsed, Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import Ledger, api
-from pos_gateway.ledger.authority import Authority
+from pos_gateway.ledger.authority import Authority, nearly_over
 from pos_gateway.ledger.gateways import Action, GatewayStatus
 from tests.ledger.shop import MERCHANT, Clock, Shop, context
 
@@ -72,6 +72,35 @@ def standing(shop: Shop) -> str:
 
 def authority_of(ledger: Ledger) -> bytes:
     return ledger.keys.authority.certificate.public_bytes(Encoding.DER)
+
+
+def test_what_each_certificate_is_good_for() -> None:
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime(2026, 11, 24, tzinfo=UTC)
+    authority = Authority.create(key, "Harbour Credit", now)
+    server = authority.certify_server(key.public_key(), now)
+    gateway = authority.certify_gateway("gw-1", key.public_key(), now, timedelta(days=30))
+    for certificate, usage in ((server, "serverAuth"), (gateway, "clientAuth")):
+        certificate.verify_directly_issued_by(authority.certificate)
+        extensions = certificate.extensions
+        purposes = extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+        assert (purposes.critical, [p._name for p in purposes.value]) == (True, [usage])
+        assert not extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    limits = authority.certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    assert (limits.ca, limits.path_length) == (True, 0)
+    # A shop's clock at the beginning of time is no reason not to speak to the ledger.
+    assert server.not_valid_before_utc == authority.certificate.not_valid_before_utc
+    assert server.not_valid_before_utc.timestamp() == 0
+    assert gateway.not_valid_after_utc == now + timedelta(days=30)
+    until = server.not_valid_after_utc
+    assert not nearly_over(server, until - timedelta(days=133))
+    assert nearly_over(server, until - timedelta(days=132))
+    # Nothing outlives the authority.
+    late = authority.certificate.not_valid_after_utc - timedelta(days=5)
+    end = authority.certificate.not_valid_after_utc
+    assert authority.certify_server(key.public_key(), late).not_valid_after_utc == end
+    assert (
+        authority.certify_gateway("g", key.public_key(), late, timedelta(days=30)).not_valid_after_utc == end
+    )
 
 
 async def test_with_its_certificate_a_gateway_is_let_in_and_without_it_is_not(
