@@ -168,12 +168,17 @@ def _pem(key: _Key) -> bytes:
 
 
 def make_authority(folder: Path, *, now: datetime, issuer: str) -> None:
-    """The certificate authority and the server's first certificate under it."""
+    """The certificate authority and the server's first certificate under it, unless they are there; for a
+    ledger from before there was one, too. Killed anywhere, it is whole when it is tried again."""
+    certificate = folder / "authority.crt"
+    if certificate.exists():
+        return
+    (folder / "authority.pem").unlink(missing_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
     authority = Authority.create(key, issuer, now)
     write_private_key(folder / "authority.pem", key)
-    write_secret(folder / "authority.crt", authority.certificate.public_bytes(serialization.Encoding.PEM))
     _write_tls(folder / "tls.pem", authority, now)
+    write_secret(certificate, authority.certificate.public_bytes(serialization.Encoding.PEM))
 
 
 def _write_tls(path: Path, authority: Authority, now: datetime) -> None:

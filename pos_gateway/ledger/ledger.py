@@ -58,7 +58,7 @@ from pos_gateway.ledger.config import Identity, Policy
 from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Action, Gateway, GatewayAction, GatewayStatus
-from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
+from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key, make_authority
 from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher
 from pos_gateway.ledger.repository import Repository, utc
 from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
@@ -242,8 +242,11 @@ class Ledger:
             Unavailable: its database is not to be had.
         """
         home = home.absolute()
-        url = database_url(Identity.load(home / "ledger.json").database, home)
+        identity = Identity.load(home / "ledger.json")
+        url = database_url(identity.database, home)
         with closing(Store.connect(url)) as books:
+            # A ledger from before it was a certificate authority: its gateways enrol again.
+            make_authority(home / "keys", now=datetime.now(UTC), issuer=identity.issuer)
             return books.migrate(to)
 
     @classmethod

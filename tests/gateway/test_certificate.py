@@ -451,6 +451,33 @@ def test_a_renewal_of_the_server_s_certificate_that_is_killed_leaves_the_old_one
     assert issuer.keys.tls_certificate != before
 
 
+def test_a_ledger_from_before_becomes_an_authority_when_it_is_migrated(
+    issuer: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, keys = issuer.home, issuer.home / "keys"
+    issuer.close()
+    Ledger.migrate(home, "0002")
+    for name in ("authority.pem", "authority.crt"):
+        (keys / name).unlink()
+    with pytest.raises(InvalidConfiguration):
+        Ledger.open(home)
+
+    def crash(*_: object) -> None:
+        raise Crash
+
+    with monkeypatch.context() as patches:
+        patches.setattr(Path, "rename", crash)
+        with pytest.raises(Crash):
+            Ledger.migrate(home)
+    Ledger.migrate(home)
+    with Ledger.open(home) as ledger:
+        ledger.keys.tls_certificate.verify_directly_issued_by(ledger.keys.authority.certificate)
+        fingerprint = ledger.keys.authority.fingerprint
+    Ledger.migrate(home)
+    with Ledger.open(home) as ledger:
+        assert ledger.keys.authority.fingerprint == fingerprint
+
+
 async def test_an_enrolment_whose_answer_was_lost_is_made_again(
     issuer: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
