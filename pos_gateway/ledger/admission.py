@@ -6,18 +6,16 @@ inside a transaction of the caller's.
 
 from __future__ import annotations
 
-import hashlib
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import sqlalchemy as sa
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from pos_gateway.enrolment import CertificateRequest, read_request
 from pos_gateway.errors import AuthenticationFailed, CertificateLapsed, Unavailable
 from pos_gateway.ledger import gateways, store
-from pos_gateway.ledger.authority import Authority, Presented, serial_bytes
+from pos_gateway.ledger.authority import Authority, Presented, key_digest, serial_bytes
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.gateways import Gateway, GatewayStatus
 
@@ -55,13 +53,12 @@ def certify(
     certificate = authority.certify_gateway(
         gateway.id, key, now, timedelta(seconds=policy.certificate_life_s)
     )
-    spki = key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     connection.execute(
         rows.insert().values(
             serial=serial_bytes(certificate),
             gateway_id=gateway.id,
             number=(connection.scalar(number) or 0) + 1,
-            public_key_digest=hashlib.sha256(spki).digest(),
+            public_key_digest=key_digest(certificate),
             issued_unix_ms=now_unix_ms,
             not_after_unix_ms=int(certificate.not_valid_after_utc.timestamp() * 1000),
         )
@@ -109,7 +106,9 @@ def admit(connection: sa.Connection, presented: Presented, now_unix_ms: int) -> 
         CertificateLapsed: expired, or replaced by one that was used.
     """
     row = connection.execute(sa.select(store.certificates).filter_by(serial=presented.serial)).first()
-    if row is None or row.gateway_id != presented.gateway_id:
+    # All of it, not the serial alone: whoever has stolen the authority's key can choose that.
+    given = (row.gateway_id, row.public_key_digest) if row else None
+    if row is None or given != (presented.gateway_id, presented.public_key_digest):
         raise AuthenticationFailed("not given out by this ledger", step="client certificate")
     gateway = gateways.find(connection, row.gateway_id)
     gateway.require(GatewayStatus.ACTIVE, GatewayStatus.SUSPENDED)

@@ -7,6 +7,7 @@ for the key, which may be a file or a token (see `signers`).
 
 from __future__ import annotations
 
+import hashlib
 import ipaddress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -15,6 +16,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from pos_gateway.errors import AuthenticationFailed
@@ -34,6 +36,7 @@ class Presented:
 
     serial: bytes
     gateway_id: str
+    public_key_digest: bytes
 
     @classmethod
     def read(cls, der: bytes) -> Presented:
@@ -46,7 +49,7 @@ class Presented:
             [name] = certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)
         except ValueError:
             raise AuthenticationFailed("it names no gateway", step="client certificate") from None
-        return cls(serial=serial_bytes(certificate), gateway_id=str(name.value))
+        return cls(serial_bytes(certificate), str(name.value), key_digest(certificate))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,12 @@ class Authority:
 def serial_bytes(certificate: x509.Certificate) -> bytes:
     """A serial number as the books keep it: 20 bytes (RFC 5280 §4.1.2.2)."""
     return certificate.serial_number.to_bytes(20, "big")
+
+
+def key_digest(certificate: x509.Certificate) -> bytes:
+    """SHA-256 of its public key (SubjectPublicKeyInfo)."""
+    spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return hashlib.sha256(spki).digest()
 
 
 def nearly_over(certificate: x509.Certificate, now: datetime) -> bool:

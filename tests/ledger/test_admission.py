@@ -188,6 +188,23 @@ async def test_a_certificate_that_the_books_do_not_know_is_none(ledger: Ledger, 
     assert (status, "not given out" in answer["error"]["reason"]) == (401, True)
 
 
+def test_a_stolen_authority_s_key_lets_nobody_in(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even under a serial number that the books know."""
+    shop, other = Shop.enrol(ledger), Shop.enrol(ledger)
+    serial = x509.load_der_x509_certificate(shop.enrolment.certificate).serial_number
+    monkeypatch.setattr(x509, "random_serial_number", lambda: serial)
+    for gateway_id, key in (
+        (shop.enrolment.gateway_id, ec.generate_private_key(ec.SECP256R1())),
+        (other.enrolment.gateway_id, shop.tls_key),
+    ):
+        forged = ledger.keys.authority.certify_gateway(
+            gateway_id, key.public_key(), datetime.now(UTC), timedelta(days=30)
+        )
+        with pytest.raises(AuthenticationFailed, match="not given out"):
+            ledger.admit(forged.public_bytes(Encoding.DER))
+    assert ledger.admit(shop.enrolment.certificate).id == shop.enrolment.gateway_id
+
+
 async def test_another_gateway_s_certificate_is_refused(ledger: Ledger, url: str) -> None:
     shop, other = Shop.enrol(ledger), Shop.enrol(ledger)
     for status, answer in (
