@@ -102,16 +102,18 @@ def admit(connection: sa.Connection, presented: Presented, now_unix_ms: int) -> 
     `first_use` is due.
 
     Raises:
-        AuthenticationFailed: steps `client certificate` (not one of ours), `gateway` (revoked).
-        CertificateLapsed: expired, or replaced by one that was used.
+        AuthenticationFailed: step `gateway`: unknown or revoked.
+        CertificateLapsed: expired, replaced by one that was used, or forgotten by a restored database.
     """
     row = connection.execute(sa.select(store.certificates).filter_by(serial=presented.serial)).first()
     # All of it, not the serial alone: whoever has stolen the authority's key can choose that.
     given = (row.gateway_id, row.public_key_digest) if row else None
-    if row is None or given != (presented.gateway_id, presented.public_key_digest):
-        raise AuthenticationFailed("not given out by this ledger", step="client certificate")
-    gateway = gateways.find(connection, row.gateway_id)
+    gateway = gateways.find(connection, presented.gateway_id)
     gateway.require(GatewayStatus.ACTIVE, GatewayStatus.SUSPENDED)
+    if row is None or given != (presented.gateway_id, presented.public_key_digest):
+        raise CertificateLapsed(
+            "this ledger does not know of it", step="client certificate", advice=_ASKS_AGAIN
+        )
     if row.revoked_unix_ms is not None:
         raise CertificateLapsed(
             "a newer one was given out and used", step="client certificate", advice=_ASKS_AGAIN

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import secrets
 import uuid
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
@@ -21,6 +23,7 @@ from pos_gateway.enrolment import ENROLMENT_SECRET_BYTES, Merchant
 from pos_gateway.errors import AuthenticationFailed, Conflict, InvalidInput, InvalidMessage, NotFound
 from pos_gateway.ledger import store
 from pos_gateway.ledger.accounts import new_id
+from pos_gateway.ledger.keys import fsync_folder, write_secret
 
 CODE_LIFE_S: Final = 24 * 3600
 
@@ -231,6 +234,33 @@ def act(
             at_unix_ms=now_unix_ms,
         )
     )
+
+
+def remember_revoked(folder: Path, gateway_id: str, *, by: str, reason: str) -> None:
+    """Outside the database, which may be restored from before: durable when this returns."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    path = folder / f"{gateway_id}.json"
+    if not path.exists():
+        write_secret(path, json.dumps({"by": by.strip(), "reason": reason.strip()}).encode())
+    fsync_folder(folder)
+    fsync_folder(folder.parent)
+
+
+def replay_revoked(connection: sa.Connection, folder: Path, now_unix_ms: int) -> int:
+    """Revoke again what a restored database has forgotten; returns how many those were."""
+    forgotten = 0
+    for path in sorted(folder.glob("*.json")):
+        status = connection.scalar(sa.select(store.gateways.c.status).filter_by(id=path.stem))
+        if status is None or status == GatewayStatus.REVOKED.value:
+            continue
+        try:
+            known = json.loads(path.read_bytes())
+            by, reason = str(known["by"]), str(known["reason"])
+        except (ValueError, KeyError, TypeError):  # cut short by a crash: that it is there is what counts
+            by, reason = "unknown", "revoked before the database was restored"
+        act(connection, path.stem, Action.REVOKE, by=by, reason=reason, now_unix_ms=now_unix_ms)
+        forgotten += 1
+    return forgotten
 
 
 def actions(connection: sa.Connection, gateway_id: str) -> tuple[GatewayAction, ...]:

@@ -191,7 +191,7 @@ def _write_tls(path: Path, authority: Authority, now: datetime) -> None:
         temporary.rename(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _fsync_folder(path.parent)
+    fsync_folder(path.parent)
 
 
 def _triple_des_key() -> bytes:
@@ -246,7 +246,8 @@ def _read_certificate(path: Path) -> x509.Certificate:
         raise InvalidConfiguration("holds no certificate", where=str(path)) from None
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -131,6 +131,7 @@ class Ledger:
         self.keys = KeyRing.load(home / "keys")
         self._database = Store.open(database_url(database or self.identity.database, home))
         self._log = SignerLog(home / "keys" / "publications")
+        self._revoked = home / "keys" / "revoked"
         self.repository = Repository(home / "repository")
         self._publisher = Publisher(self._database, self.repository, home / "staging", self._log)
         if not restoring:
@@ -252,7 +253,8 @@ class Ledger:
     @classmethod
     def restored(cls, home: Path, *, clock: Callable[[], float] = time.time) -> Replayed:
         """Say that the database was restored from a backup, with no replica running: the signer's log is
-        replayed, and a new epoch makes every gateway present again what it still keeps.
+        replayed, gateways revoked since are revoked again, and a new epoch makes every gateway present
+        again what it still keeps.
 
         Raises:
             InvalidConfiguration, Unavailable: see `open`.
@@ -260,6 +262,7 @@ class Ledger:
         with cls(home.absolute(), restoring=True, clock=clock) as ledger:
             with ledger._database.write() as connection:
                 replayed = ledger._log.replay(connection)
+                gateways.replay_revoked(connection, ledger._revoked, ledger.now_unix_ms())
                 number = connection.scalar(sa.select(sa.func.max(store.epochs.c.number))) or 0
                 connection.execute(
                     store.epochs.insert().values(
@@ -578,6 +581,8 @@ class Ledger:
         """
         with self._database.write() as connection:
             gateways.act(connection, gateway_id, action, by=by, reason=reason, now_unix_ms=self.now_unix_ms())
+            if action is Action.REVOKE:
+                gateways.remember_revoked(self._revoked, gateway_id, by=by, reason=reason)
         return self.gateway(gateway_id)
 
     def gateway_actions(self, gateway_id: str) -> tuple[GatewayAction, ...]:
