@@ -23,6 +23,7 @@ FLOORS = {
     "pos_gateway.authorization": 3,
     "pos_gateway.records": 3,
     "pos_gateway.enrolment": 3,
+    "pos_gateway.signers": 3,
     "pos_gateway.distribution": 3,
     "pos_gateway.snapshot_file": 3,
     "pos_gateway.gateway": 4,

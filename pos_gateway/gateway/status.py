@@ -8,6 +8,7 @@ from uuid import UUID
 
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.enrolment import Enrolment
+from pos_gateway.gateway.certificate import CertificateState
 from pos_gateway.gateway.config import Settings
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.journal import Journal
@@ -30,6 +31,8 @@ def status(
     synchroniser: SynchroniserState,
     payments: Payments,
     now_unix_ms: int,
+    *,
+    certificate: CertificateState | None = None,
 ) -> dict[str, Any]:
     unit = currency(enrolment.currency)
     exposure = journal.exposure
@@ -64,6 +67,7 @@ def status(
         "snapshot_problem": feed.last_error.reason if feed.last_error else "",
         "snapshot_advice": feed.last_error.advice if feed.last_error else "",
         "snapshot_progress": asdict(feed.progress) if feed.progress else None,
+        "certificate": _certificate(certificate) if certificate else None,
         "journal": {"sequence": journal.last_sequence},
         "disk": {
             "free_bytes": room.free_bytes,
@@ -81,6 +85,15 @@ def status(
             for refusal in journal.view.refused
         ],
         "recent": _recent(journal, unit),
+    }
+
+
+def _certificate(state: CertificateState) -> dict[str, Any]:
+    return {
+        "until_unix_s": int(state.until.timestamp()) if state.until else None,
+        "due_unix_s": int(state.due.timestamp()) if state.due else None,
+        "sentence": state.sentence,
+        "well": state.well,
     }
 
 
