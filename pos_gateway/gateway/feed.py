@@ -46,6 +46,7 @@ from pos_gateway.gateway.fetcher import Repository
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.journal_file import fsync_folder
 from pos_gateway.gateway.trust import Trust
+from pos_gateway.limits.header import SnapshotHeader
 from pos_gateway.limits.layers import Layers
 from pos_gateway.limits.merge import Merge
 from pos_gateway.limits.snapshot import (
@@ -562,6 +563,15 @@ def stored_files(folder: Path) -> list[LimitFile]:
 def stored_snapshots(folder: Path) -> list[tuple[int, Path]]:
     """Versions and paths of the whole snapshots in a folder, newest first. Nothing is verified."""
     return [(file.version, folder / file.name) for file in stored_files(folder) if file.kind == "snapshot"]
+
+
+def snapshot_header(path: Path) -> SnapshotHeader | None:
+    """What the header of a stored snapshot says, unverified; None if it cannot be read."""
+    try:
+        with contextlib.closing(SnapshotFile(path)) as file:
+            return SnapshotHeader.from_bytes(read_head(file.read_at).header_bytes)
+    except (PosGatewayError, OSError):
+        return None
 
 
 def _disk_trouble(error: OSError) -> Unavailable:

@@ -161,6 +161,7 @@ class Journal:
         self._head = 0, GENESIS_HASH
         self._running = RunningView()
         self._view: JournalView | None = None
+        self._pruned_until = 0
         self._take_over(file)
 
     @classmethod
@@ -235,6 +236,11 @@ class Journal:
     @property
     def last_sequence(self) -> int:
         return self.view.last_sequence
+
+    @property
+    def pruned_until(self) -> int:
+        """Records up to this sequence are pruned, but for a few; 0 if none."""
+        return self._pruned_until
 
     def room(self, headroom_bytes: int) -> DiskRoom:
         """How the journal's disk stands against what must stay free on it.
@@ -319,6 +325,7 @@ class Journal:
             state = self._running.state()
         facts = after.as_json() | {"state": state, "at_unix_ms": now_unix_ms}
         self.append(Kind.CHECKPOINT, uuid7(now_unix_ms, os.urandom(10)), facts)
+        self._pruned_until = after.sequence
         return after
 
     def prune_some(self) -> bool:
@@ -541,6 +548,7 @@ class Journal:
         if newest is not None:
             newest.verify(self._key.public_key())
         checkpoint = Checkpoint.of(newest)
+        self._pruned_until = checkpoint.sequence
         claimed_until, kept = 0, set(checkpoint.kept)
         for claim in file.claims():
             running.add_claim(claim.token_key.hex(), claim.before, claim.after, claim.id)
@@ -641,6 +649,20 @@ class JournalReader:
     def first_presented_since(self, unix_ms: int) -> int | None:
         """See `Journal.first_presented_since`."""
         return self._file.first_presented_since(unix_ms)
+
+    @property
+    def first_waiting(self) -> int:
+        """The lowest sequence that waits for the ledger; the newest record's if none does."""
+        return next(
+            (record.sequence for records in self.waiting(1) for record in records), self.last_sequence
+        )
+
+    def waiting(self, limit: int) -> Iterator[list[Record]]:
+        """All that waits for the ledger, in order, at most `limit` at a time."""
+        after = 0
+        while records := self._file.waiting(after, limit):
+            yield records
+            after = records[-1].sequence
 
     def pruned_ids(self) -> set[UUID]:
         """Ids of the authorizations that were pruned."""

@@ -20,6 +20,14 @@ _MIGRATIONS = Migrations("journal")
 _RECORDS: Final = "SELECT seq, id, kind, body, proof, previous_hash, hash, signature FROM journal"
 _ROWS: Final = "SELECT seq, id, kind, about, body, hash FROM journal"
 _PRESENTED: Final = ", ".join(f"'{kind.value}'" for kind in Kind if kind.presented)
+_WAITING: Final = " ".join(
+    (
+        _RECORDS,
+        f"AS waiting WHERE seq > ? AND kind IN ({_PRESENTED})",
+        "AND NOT EXISTS (SELECT 1 FROM journal WHERE about = waiting.id AND kind = 'acknowledgement')",
+        "ORDER BY seq LIMIT ?",
+    )
+)
 _BUSY_TIMEOUT_S: Final = 5.0
 _PAGE_BYTES: Final = 8192
 
@@ -261,6 +269,11 @@ class JournalFile:
             _RECORDS + f" WHERE seq >= ? AND seq <= ? AND kind IN ({_PRESENTED}) ORDER BY seq LIMIT ?",
             (first, last, limit),
         )
+        return [_record(row) for row in rows]
+
+    def waiting(self, after: int, limit: int) -> list[Record]:
+        """At most `limit` records above a sequence that no acknowledgement speaks of, in order."""
+        rows = self._db.conn.execute(_WAITING, (after, limit))
         return [_record(row) for row in rows]
 
     def first_presented_since(self, unix_ms: int) -> int | None:

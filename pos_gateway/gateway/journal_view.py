@@ -30,6 +30,19 @@ class Refusal:
     kind: Kind = Kind.AUTHORIZATION
 
 
+class Refusals:
+    """Tells which refusals are new, or changed, since the last look."""
+
+    def __init__(self, known: tuple[Refusal, ...]) -> None:
+        self._known = known
+
+    def new(self, now: tuple[Refusal, ...]) -> list[Refusal]:
+        if now is self._known:
+            return []
+        known, self._known = set(self._known), now
+        return [refusal for refusal in now if refusal not in known]
+
+
 NO_EXPOSURE: Final = Exposure(count=0, amount_minor=0, oldest_at_unix_ms=None)
 
 
