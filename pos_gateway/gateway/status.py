@@ -36,7 +36,8 @@ def status(
     now_unix_ms: int,
 ) -> dict[str, Any]:
     unit = currency(enrolment.currency)
-    exposure = journal.exposure
+    view = journal.view
+    exposure, again = view.exposure, view.again
     room = journal.room(settings.journal.headroom_bytes)
     cap_minor = settings.caps.unsynchronised_amount_cap_minor
     limits = feed.current()
@@ -63,7 +64,8 @@ def status(
             "remaining": synchroniser.remaining,
             "per_s": round(synchroniser.per_s) if synchroniser.per_s is not None else None,
             "left_s": synchroniser.left_s,
-            "again": synchroniser.again,
+            "again": again.until_sequence - again.next_sequence + 1 if again else 0,
+            "epoch": view.epoch,
         },
         "queue": {
             "count": exposure.count,
@@ -95,7 +97,7 @@ def status(
             "needed_bytes": room.needed_bytes,
             "payments_stopped": room.short,
         },
-        "refused": [refused(refusal, unit) for refusal in journal.view.refused],
+        "refused": [refused(refusal, unit) for refusal in view.refused],
         "recent": _recent(journal, unit),
     }
 

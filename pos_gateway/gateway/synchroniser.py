@@ -71,7 +71,6 @@ class SynchroniserState:
 
     `presented` and `remaining` count records of the run that is under way or was the last;
     `per_s` and `left_s` tell how fast it goes and how long it will take, None before that is known.
-    `again` counts records that are still to be presented again to a restored ledger.
     """
 
     line: Line = Line.UNKNOWN
@@ -81,7 +80,6 @@ class SynchroniserState:
     remaining: int = 0
     per_s: float | None = None
     left_s: int | None = None
-    again: int = 0
     last_success_at_unix_ms: int | None = None
     last_error: str | None = None
     last_advice: str | None = None
@@ -354,7 +352,6 @@ class Synchroniser:
             if view.epoch:
                 _log.warning("the ledger was restored", first_sequence=first, last_sequence=last)
             self._told_until_unix_ms = 0
-            self._show_again()
             return True
 
     def _first_to_present_again(self) -> int:
@@ -387,7 +384,6 @@ class Synchroniser:
             draft = self._epoch_draft(view.epoch, following, last)
             await asyncio.to_thread(self._journal.append_all, [draft])
         self._came_through(0)
-        self._show_again()
 
     async def _journal_changes(self, records: Sequence[Record], answers: Answers, *more: Draft) -> None:
         """Journal the verdicts that are other ones than before."""
@@ -457,10 +453,6 @@ class Synchroniser:
     def _issuer_tolerance_s(self) -> int:
         limits = self._feed.current()
         return limits.newest.policy.clock_tolerance_s if limits else _WITHOUT_LIMITS_TOLERANCE_S
-
-    def _show_again(self) -> None:
-        again = self._journal.view.again
-        self._change(again=again.until_sequence - again.next_sequence + 1 if again else 0)
 
     def _line_after(self, error: PosGatewayError) -> Line:
         if isinstance(error, LedgerUnreachable):
