@@ -227,6 +227,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 enrolled_unix_s=enrolment.enrolled_unix_s,
                 limits=limits.newest if limits else None,
                 tolerance_s=settings.clock.tolerance_s,
+                ledger_unix_ms=synchroniser.ledger_time_unix_ms(),
             )
             return {"record": str(record.id), **record.facts()}
 
