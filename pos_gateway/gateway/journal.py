@@ -281,7 +281,7 @@ class Journal:
     def first_presented_since(self, unix_ms: int) -> int | None:
         """The lowest sequence of a presented record that was tapped, or acknowledged, at or after a time.
         Looks at the whole journal."""
-        with JournalReader.open(self._path) as reader:
+        with self._own_reader() as reader:
             return reader.first_presented_since(unix_ms)
 
     def presented_before(self, first: int, last: int, limit: int) -> tuple[list[Record], int]:
@@ -316,7 +316,7 @@ class Journal:
             oldest = next(self._running.queued_sequences(), view.last_sequence)
         again = view.again
         below = min(oldest, again.next_sequence) if again is not None else oldest
-        with JournalReader.open(self._path) as reader:
+        with self._own_reader() as reader:
             before = reader.checkpoint
             after = reader.next_checkpoint(before, older_than_unix_ms, below)
         if after == before:
@@ -588,6 +588,15 @@ class Journal:
         with self._mutex:
             self._running = running
             self._view = None
+
+    @contextmanager
+    def _own_reader(self) -> Iterator[JournalReader]:
+        """A connection for one long look, so that nobody else's short ones wait for it."""
+        try:
+            with JournalReader.open(self._path) as reader:
+                yield reader
+        except sqlite3.Error as error:
+            raise _unavailable(error, "the journal cannot be read") from None
 
     @contextmanager
     def _read(self) -> Iterator[JournalFile]:

@@ -131,6 +131,8 @@ class RunningView:
         elif kind.corrects and about is not None:
             self._queue[record_id] = Waiting(sequence, kind, facts["amount_minor"], at_unix_ms, 0, about)
             self._take_back(about, facts["amount_minor"])
+        elif kind.presented:
+            self._queue[record_id] = Waiting(sequence, kind, 0, at_unix_ms, 0)
         elif kind is Kind.ACKNOWLEDGEMENT and about is not None:
             self._last_acknowledged_at_unix_ms = at_unix_ms
             self._acknowledge(about, facts)
