@@ -110,6 +110,16 @@ def _text(data: dict[str, Any]) -> str:
         lines.append(f"  the oldest has waited {age_s} s")
     if data["certificate"]:
         lines.append(f"  certificate: {data['certificate']['sentence']}")
+    run = data["synchronisation"]
+    if run["running"] and run["left_s"] is not None and run["remaining"]:
+        lines.append(
+            f"  presenting: {run['presented']} done, {run['remaining']} left, {run['per_s']} a second, "
+            f"about {run['left_s']} s to go"
+        )
+    if run["again"]:
+        lines.append(f"  the ledger was restored: {run['again']} records are presented to it again")
+    if data["deadline"]["urgency"] != "fine":
+        lines += [f"  {data['deadline']['english']}", f"  {data['deadline']['chinese']}"]
     if progress := data["snapshot_progress"]:
         lines.append(f"  under way: {progress['what']}, {progress['done']} of {progress['total']}")
     if data["disk"]["payments_stopped"]:
@@ -121,7 +131,11 @@ def _text(data: dict[str, Any]) -> str:
     ]
     if not data["lanes"]:
         lines.append("  no reader: run pos-gateway doctor")
-    lines += [
-        f"  refused by the ledger: {r['amount']} ({r['verdict']}: {r['reason']})" for r in data["refused"]
-    ]
+    for refusal in data["refused"]:
+        meaning = refusal["meaning"]
+        lines += [
+            f"  {refusal['kind']} of {refusal['amount']}, {refusal['verdict']}: {refusal['reason']}",
+            f"    {meaning['english']}",
+            f"    {meaning['chinese']}",
+        ]
     return "\n".join(lines)

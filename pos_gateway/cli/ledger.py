@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import getpass
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -15,13 +18,15 @@ from pos_gateway.cli.ledger_keys import app as keys_app
 from pos_gateway.cli.places import LEDGER_HOME, LedgerHome
 from pos_gateway.cli.terminal import Json, announce, emit, emit_rows
 from pos_gateway.enrolment import Merchant
-from pos_gateway.errors import Conflict, InvalidInput
+from pos_gateway.errors import Conflict, InvalidInput, InvalidMessage, Unavailable
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
+from pos_gateway.ledger.api import MAX_BATCH_BYTES
 from pos_gateway.ledger.api import serve as serve_ledger
 from pos_gateway.ledger.gateways import Action, Gateway
 from pos_gateway.ledger.ledger import Ledger
 from pos_gateway.ledger.publisher import PublishedSnapshot
 from pos_gateway.money import Currency, Money, currency
+from pos_gateway.records import parse_object
 
 app = typer.Typer(no_args_is_help=True, help="Run the issuer's central ledger.")
 account_app = typer.Typer(no_args_is_help=True, help="Accounts and their limits.")
@@ -94,6 +99,35 @@ def restored(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
     }
     text = f"A new epoch; {replayed.publications} publications of {replayed.snapshots} snapshots replayed."
     emit(data, text, as_json=as_json)
+
+
+@app.command()
+def receive(file: Path, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Take a shop's signed queue from a file (`pos-gateway journal carry`), as if it had been presented
+    over the line. Taking it twice is harmless."""
+    counts: dict[str, int] = {}
+    with Ledger.open(home) as ledger, _lines(file) as lines:
+        for number, line in enumerate(lines, start=1):
+            where = f"{file} line {number}"
+            batch = parse_object(line, where=where)
+            try:
+                signature = base64.b64decode(batch["signature"], validate=True)
+                gateway_id, body = str(batch["gateway_id"]), str(batch["body"]).encode()
+            except (KeyError, TypeError, ValueError):
+                raise InvalidMessage("no signed batch", where=where) from None
+            for verdict in ledger.present(gateway_id, body, signature):
+                counts[verdict.verdict.value] = counts.get(verdict.verdict.value, 0) + 1
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "nothing in it"
+    emit({"file": str(file), "verdicts": counts}, f"{file}: {told}.", as_json=as_json)
+
+
+@contextmanager
+def _lines(file: Path) -> Iterator[Iterator[bytes]]:
+    try:
+        with file.open("rb") as lines:
+            yield iter(lambda: lines.readline(MAX_BATCH_BYTES), b"")
+    except OSError as error:
+        raise Unavailable(f"{file} cannot be read: {error.strerror}") from None
 
 
 @app.command()

@@ -27,6 +27,7 @@ def confirm_clock(
     enrolled_unix_s: int,
     limits: SnapshotHeader | None,
     tolerance_s: int,
+    ledger_unix_ms: int | None = None,
     random_bytes: Callable[[int], bytes] = os.urandom,
 ) -> Record:
     """Journal that a manager holds the machine's clock, `now`, to be right, reading `time` elsewhere.
@@ -34,7 +35,7 @@ def confirm_clock(
     Raises:
         Conflict: the two differ: the clock must be set first.
         InvalidMessage: no time before the enrolment, or before the limits in use were published, can be
-            right.
+            right; nor one that the ledger's clock, heard lately, has passed long ago.
         Unavailable, OutcomeUnknown: see `Journal.append`.
     """
     if abs(time_unix_ms - now_unix_ms) > _CLOSE_ENOUGH_MS:
@@ -45,6 +46,8 @@ def confirm_clock(
     bounds = [(enrolled_unix_s, "this gateway was enrolled")]
     if limits is not None:
         bounds.append((limits.valid_from_unix_s, f"limits {limits.version} were published"))
+    if ledger_unix_ms is not None:
+        bounds.append((ledger_unix_ms // 1000, "the ledger was spoken to"))
     for bound_unix_s, what in bounds:
         if now_unix_ms // 1000 < bound_unix_s - tolerance_s:
             raise InvalidMessage(

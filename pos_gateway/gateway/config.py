@@ -90,10 +90,12 @@ class Http(_Section):
 
 class SynchroniserSettings(_Section):
     interval_s: _Seconds
+    warn_share_percent: int = Field(ge=0, le=100)
 
 
 class JournalSettings(_Section):
     headroom_bytes: int = Field(ge=0)
+    keep_days: int = Field(ge=1, le=36_600)
 
 
 class Settings(_Section):

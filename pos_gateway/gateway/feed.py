@@ -46,6 +46,7 @@ from pos_gateway.gateway.fetcher import Repository
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.journal_file import fsync_folder
 from pos_gateway.gateway.trust import Trust
+from pos_gateway.limits.header import SnapshotHeader
 from pos_gateway.limits.layers import Layers
 from pos_gateway.limits.merge import Merge
 from pos_gateway.limits.snapshot import (
@@ -65,6 +66,7 @@ METADATA: Final = "metadata"
 _PARTIAL: Final = re.compile(r"\.[0-9a-f]{64}\.partial", re.ASCII)
 _MERGING: Final = ".merging"
 _KEEP_FREE_BYTES: Final = 64 * 1024 * 1024
+_STOP_TIMEOUT_S: Final = 2.0
 _LOWEST_PRIORITY: Final = 19
 
 
@@ -210,12 +212,17 @@ class SnapshotFeed:
         return True
 
     def close(self) -> None:
-        """Stop what is under way and wait for its end. What was fetched so far stays."""
-        self._stop.set()
+        """Stop what is under way and wait for its end, though not for a network that is silent. What was
+        fetched so far stays."""
+        self.stop()
         if self._merging is not None:
             self._merging.join()
-        with self._mutex:
-            pass
+        if self._mutex.acquire(timeout=_STOP_TIMEOUT_S):
+            self._mutex.release()
+
+    def stop(self) -> None:
+        """Let what is under way end soon."""
+        self._stop.set()
 
     def _refresh(self, repository: Repository) -> bool:
         try:
@@ -556,6 +563,15 @@ def stored_files(folder: Path) -> list[LimitFile]:
 def stored_snapshots(folder: Path) -> list[tuple[int, Path]]:
     """Versions and paths of the whole snapshots in a folder, newest first. Nothing is verified."""
     return [(file.version, folder / file.name) for file in stored_files(folder) if file.kind == "snapshot"]
+
+
+def snapshot_header(path: Path) -> SnapshotHeader | None:
+    """What the header of a stored snapshot says, unverified; None if it cannot be read."""
+    try:
+        with contextlib.closing(SnapshotFile(path)) as file:
+            return SnapshotHeader.from_bytes(read_head(file.read_at).header_bytes)
+    except (PosGatewayError, OSError):
+        return None
 
 
 def _disk_trouble(error: OSError) -> Unavailable:

@@ -32,13 +32,16 @@ from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import Journal
+from pos_gateway.gateway.journal_view import Refusals
 from pos_gateway.gateway.lane import Lane, PaymentView
 from pos_gateway.gateway.ledger_client import LedgerClient
+from pos_gateway.gateway.line import connect_probe
 from pos_gateway.gateway.payments import Payments
+from pos_gateway.gateway.pruner import Pruner
 from pos_gateway.gateway.readers.pcsc import PcscReader, list_readers
 from pos_gateway.gateway.readers.port import Reader
-from pos_gateway.gateway.status import status
-from pos_gateway.gateway.synchroniser import Line, Synchroniser
+from pos_gateway.gateway.status import refused, status
+from pos_gateway.gateway.synchroniser import Line, Synchroniser, SynchroniserState
 from pos_gateway.gateway.till import Clock, Station, Till
 from pos_gateway.money import currency
 
@@ -173,6 +176,14 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         def status_changed() -> None:
             loop.call_soon_threadsafe(news.set)
 
+        till = make_till(enrolment, settings, journal, feed)
+        refusals = Refusals(journal.view.refused)
+
+        def synchronised(_: SynchroniserState) -> None:
+            status_changed()
+            for refusal in refusals.new(journal.view.refused):
+                hub.publish(Event("refused", refused(refusal, till.station.currency)))
+
         synchroniser = Synchroniser(
             journal,
             client,
@@ -182,7 +193,10 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             interval_s=settings.synchroniser.interval_s,
             clock=now_unix_ms,
             rng=random.SystemRandom(),
-            listener=lambda state: status_changed(),
+            open_payments=till.open_payments,
+            clock_tolerance_s=settings.clock.tolerance_s,
+            probe=connect_probe(enrolled.ledger_url),
+            listener=synchronised,
         )
         certificates = CertificateKeeper(
             client,
@@ -194,7 +208,6 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             rng=random.SystemRandom(),
             renewed=synchroniser.synchronise_now,
         )
-        till = make_till(enrolment, settings, journal, feed)
 
         def changed(view: PaymentView) -> None:
             hub.publish(Event("payment", view.as_json()))
@@ -235,6 +248,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 enrolled_unix_s=enrolment.enrolled_unix_s,
                 limits=limits.newest if limits else None,
                 tolerance_s=settings.clock.tolerance_s,
+                ledger_unix_ms=synchroniser.ledger_time_unix_ms(),
             )
             return {"record": str(record.id), **record.facts()}
 
@@ -261,6 +275,15 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         stack.push_async_callback(_cancel, keeping)
         synchronising = asyncio.create_task(synchroniser.run(), name="synchroniser")
         stack.push_async_callback(_cancel, synchronising)
+        pruner = Pruner(
+            journal,
+            feed,
+            keep_days=settings.journal.keep_days,
+            clock=now_unix_ms,
+            ledger_time_unix_ms=synchroniser.ledger_time_unix_ms,
+        )
+        pruning = asyncio.create_task(pruner.run(), name="pruner")
+        stack.push_async_callback(_cancel, pruning)
         on_ready(address)
         stopping = asyncio.create_task(stop.wait())
         done, _ = await asyncio.wait({synchronising, stopping}, return_when=asyncio.FIRST_COMPLETED)

@@ -10,14 +10,18 @@ from pos_gateway.authorization.reasons import Reason
 from pos_gateway.enrolment import Enrolment
 from pos_gateway.gateway.certificate import CertificateState
 from pos_gateway.gateway.config import Settings
+from pos_gateway.gateway.deadline import deadline
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.journal import Journal
+from pos_gateway.gateway.journal_view import Refusal
+from pos_gateway.gateway.meanings import meaning_of
 from pos_gateway.gateway.payments import Payments
+from pos_gateway.gateway.retention import keep_s
 from pos_gateway.gateway.synchroniser import Line, SynchroniserState
 from pos_gateway.limits.header import SnapshotHeader, explain_freshness, freshness
 from pos_gateway.limits.layers import Layers
 from pos_gateway.money import Currency, Money, currency
-from pos_gateway.records import Kind, Record
+from pos_gateway.records import Kind, Record, Verdict
 
 _RECENT: Final = 12
 _LOOK_BACK_RECORDS: Final = 100
@@ -35,9 +39,12 @@ def status(
     certificate: CertificateState | None = None,
 ) -> dict[str, Any]:
     unit = currency(enrolment.currency)
-    exposure = journal.exposure
+    view = journal.view
+    exposure, again = view.exposure, view.again
     room = journal.room(settings.journal.headroom_bytes)
     cap_minor = settings.caps.unsynchronised_amount_cap_minor
+    limits = feed.current()
+    deadline_s = limits.newest.policy.presentment_deadline_s if limits else None
     return {
         "gateway_id": enrolment.gateway_id,
         "terminal_id": enrolment.terminal_id,
@@ -54,6 +61,15 @@ def status(
             "last_success_at_unix_ms": synchroniser.last_success_at_unix_ms,
             "problem": synchroniser.last_error or "",
         },
+        "synchronisation": {
+            "running": synchroniser.running,
+            "presented": synchroniser.presented,
+            "remaining": synchroniser.remaining,
+            "per_s": round(synchroniser.per_s) if synchroniser.per_s is not None else None,
+            "left_s": synchroniser.left_s,
+            "again": again.until_sequence - again.next_sequence + 1 if again else 0,
+            "epoch": view.epoch,
+        },
         "queue": {
             "count": exposure.count,
             "amount_minor": exposure.amount_minor,
@@ -63,27 +79,29 @@ def status(
             "cap": str(Money(cap_minor, unit)),
             "share_of_cap_percent": _share_percent(exposure.amount_minor, cap_minor),
         },
-        "snapshot": _snapshot(feed.current(), now_unix_ms),
+        "deadline": deadline(
+            exposure,
+            journal.waiting_since,
+            presentment_deadline_s=deadline_s,
+            warn_share_percent=settings.synchroniser.warn_share_percent,
+            now_unix_ms=now_unix_ms,
+        ).as_json(unit, now_unix_ms),
+        "snapshot": _snapshot(limits, now_unix_ms),
         "snapshot_problem": feed.last_error.reason if feed.last_error else "",
         "snapshot_advice": feed.last_error.advice if feed.last_error else "",
         "snapshot_progress": asdict(feed.progress) if feed.progress else None,
         "certificate": _certificate(certificate) if certificate else None,
-        "journal": {"sequence": journal.last_sequence},
+        "journal": {
+            "sequence": journal.last_sequence,
+            "pruned_until": journal.pruned_until,
+            "keep_s": keep_s(settings.journal.keep_days, deadline_s),
+        },
         "disk": {
             "free_bytes": room.free_bytes,
             "needed_bytes": room.needed_bytes,
             "payments_stopped": room.short,
         },
-        "refused": [
-            {
-                "id": str(refusal.record_id),
-                "kind": refusal.kind.value,
-                "verdict": refusal.verdict.value,
-                "reason": refusal.reason,
-                "amount": str(Money(refusal.amount_minor, unit)),
-            }
-            for refusal in journal.view.refused
-        ],
+        "refused": [refused(refusal, unit) for refusal in view.refused],
         "recent": _recent(journal, unit),
     }
 
@@ -94,6 +112,20 @@ def _certificate(state: CertificateState) -> dict[str, Any]:
         "due_unix_s": int(state.due.timestamp()) if state.due else None,
         "sentence": state.sentence,
         "well": state.well,
+    }
+
+
+def refused(refusal: Refusal, unit: Currency) -> dict[str, Any]:
+    """What the ledger did not simply take, and what that means for the merchant's money."""
+    return {
+        "id": str(refusal.record_id),
+        "kind": refusal.kind.value,
+        "verdict": refusal.verdict.value,
+        "reason": refusal.reason,
+        "amount_minor": refusal.amount_minor,
+        "amount": str(Money(refusal.amount_minor, unit)),
+        "at_unix_ms": refusal.at_unix_ms,
+        "meaning": meaning_of(refusal.kind, refusal.verdict).as_json(),
     }
 
 
@@ -150,4 +182,9 @@ def _payment(record: Record, unit: Currency, verdicts: dict[UUID, str]) -> dict[
         "approved": approved,
         "result": result,
         "ledger": verdicts.get(record.id, "waiting") if approved else "",
+        "meaning": _meaning(record, verdicts.get(record.id)) if approved else None,
     }
+
+
+def _meaning(record: Record, verdict: str | None) -> dict[str, str]:
+    return meaning_of(record.kind, Verdict(verdict) if verdict is not None else None).as_json()

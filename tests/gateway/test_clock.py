@@ -61,6 +61,8 @@ def test_a_time_that_cannot_be_right_is_refused(
         confirm(journal, NOW_UNIX_MS - 25 * HOUR_MS)
     with pytest.raises(InvalidMessage, match="cannot be right: limits 3 were published at"):
         confirm(journal, NOW_UNIX_MS - HOUR_MS, limits=current.newest)
+    with pytest.raises(InvalidMessage, match="cannot be right: the ledger was spoken to at"):
+        confirm(journal, NOW_UNIX_MS, ledger_unix_ms=NOW_UNIX_MS + HOUR_MS)
     with pytest.raises(Conflict, match="this machine's clock says 2025-11-24"):
         confirm(journal, NOW_UNIX_MS, time_unix_ms=NOW_UNIX_MS + HOUR_MS)
     assert journal.last_sequence == before

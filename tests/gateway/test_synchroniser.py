@@ -18,9 +18,11 @@ from pos_gateway.errors import (
     InvalidMessage,
     LedgerUnreachable,
 )
+from pos_gateway.gateway.completeness import OpenPayments
 from pos_gateway.gateway.feed import SnapshotFeed
-from pos_gateway.gateway.journal import Journal
+from pos_gateway.gateway.journal import Draft, Journal
 from pos_gateway.gateway.ledger_client import LedgerClient
+from pos_gateway.gateway.line import Probe, connect_probe
 from pos_gateway.gateway.synchroniser import Line, Synchroniser, SynchroniserState, backoff_s
 from pos_gateway.records import Kind, Verdict, verify_batch
 from tests.gateway.issuer import Issuer
@@ -48,7 +50,15 @@ async def ledger(tmp_path: Path) -> AsyncIterator[LedgerStub]:
 class Shop:
     """A synchroniser with what hangs on it, and every state it went through."""
 
-    def __init__(self, folder: Path, journal: Journal, client: LedgerClient, batch_records: int = 10) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        journal: Journal,
+        client: LedgerClient,
+        batch_records: int = 10,
+        open_payments: OpenPayments | None = None,
+        probe: Probe | None = None,
+    ) -> None:
         (folder / "snapshots").mkdir(exist_ok=True)
         self.feed = SnapshotFeed(folder / "snapshots", journal, enrolment(), clock=lambda: NOW_UNIX_MS)
         self.states: list[SynchroniserState] = []
@@ -63,6 +73,8 @@ class Shop:
             clock=lambda: NOW_UNIX_MS,
             rng=random.Random(1),
             batch_records=batch_records,
+            open_payments=open_payments,
+            probe=probe,
             listener=self.take,
         )
 
@@ -169,7 +181,8 @@ async def test_a_ledger_that_stops_in_mid_answer_gets_the_same_bytes_again(
         assert journal.exposure.count == SALES
         ledger.on_present = ledger.post_all
         await shop.synchroniser.synchronise()
-    assert ledger.bodies[0] == ledger.bodies[1]
+    first, second, *again = [json.loads(body)["records"] for body in ledger.bodies]
+    assert first + second == [raw for batch in again for raw in batch][: len(first) + len(second)]
     assert journal.exposure.count == 0
     assert shop.synchroniser.state.last_error is None
 
@@ -325,3 +338,313 @@ async def test_every_answer_that_is_none_becomes_one_clear_exception(
     async with ledger.client() as client:
         with pytest.raises(error, match=says):
             await client.ledger_time_unix_ms()
+
+
+def refund(number: int, of: int) -> Draft:
+    facts = {"about": str(new_id(of)), "amount_minor": 5, "at_unix_ms": NOW_UNIX_MS + number}
+    return Draft(Kind.REFUND, new_id(number), facts)
+
+
+async def test_two_batches_are_on_their_way_and_a_refund_never_overtakes_its_payment(
+    tmp_path: Path, journal: Journal, ledger: LedgerStub
+) -> None:
+    journal.append_all([refund(100, of=3), refund(101, of=13), sale(102), refund(103, of=102)])
+    second = asyncio.Event()
+    arrived: list[str] = []
+
+    async def slowly(request: web.Request) -> web.StreamResponse:
+        """The first batch is answered only once the second has come."""
+        records = await ledger.records(request)
+        if len(ledger.bodies) == 2:
+            second.set()
+        elif len(ledger.bodies) == 1:
+            await second.wait()
+        arrived.extend(str(record.id) for record in records)
+        for record in records:
+            if record.kind is Kind.REFUND:
+                assert record.facts()["about"] in arrived
+        return web.json_response(
+            {"verdicts": [{"id": str(r.id), "verdict": "posted", "reason": ""} for r in records]}
+        )
+
+    ledger.on_present = slowly
+    async with ledger.client() as client:
+        await Shop(tmp_path, journal, client, batch_records=25).synchroniser.synchronise()
+    assert journal.exposure.count == 0
+    # All sales were in the first; of what is left, the refunds of the first had to wait.
+    assert [len(json.loads(body)["records"]) for body in ledger.bodies] == [25, 2, 2]
+    assert len(arrived) == SALES + 4 == len(set(arrived))
+
+
+async def test_batches_shrink_after_failures_and_grow_after_success(
+    tmp_path: Path, journal: Journal, ledger: LedgerStub
+) -> None:
+    journal.append_all([sale(number) for number in range(SALES, 1500)])
+    sizes: list[int] = []
+    failing = True
+
+    async def count(request: web.Request) -> web.StreamResponse:
+        records = await ledger.records(request)
+        sizes.append(len(records))
+        if failing:
+            raise web.HTTPServiceUnavailable
+        return await ledger.post_all(request)
+
+    ledger.on_present = count
+    async with ledger.client() as client:
+        shop = Shop(tmp_path, journal, client, batch_records=1000)
+        for _ in range(6):
+            with pytest.raises(LedgerUnreachable):
+                await shop.synchroniser.synchronise()
+        assert sizes[0] == 128
+        assert sizes[-1] == 16
+        failing = False
+        sizes.clear()
+        await shop.synchroniser.synchronise()
+    assert journal.exposure.count == 0
+    assert max(sizes) >= 256
+    rates = [(state.per_s, state.left_s) for state in shop.states if state.running and state.presented]
+    assert all(per_s is not None and left_s is not None for per_s, left_s in rates)
+
+
+class Restorable:
+    """A ledger that remembers what was posted, names its epoch, and can be set back."""
+
+    def __init__(self, stub: LedgerStub) -> None:
+        self.stub = stub
+        self.epoch = "first"
+        self.posted: set[str] = set()
+        self.bodies: list[dict[str, Any]] = []
+        self.late: set[str] = set()
+        stub.on_present, stub.on_other = self.present, self.health
+
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        return web.json_response({"status": "ok", "time_unix_ms": NOW_UNIX_MS, "epoch": self.epoch})
+
+    async def present(self, request: web.Request) -> web.StreamResponse:
+        self.bodies.append(await request.json())
+        answers = []
+        for raw in self.bodies[-1]["records"]:
+            verdict = "duplicate" if raw["id"] in self.posted else "posted"
+            if raw["id"] in self.late:
+                verdict = "late"
+            else:
+                self.posted.add(raw["id"])
+            answers.append({"id": raw["id"], "verdict": verdict, "reason": ""})
+        return web.json_response({"epoch": self.epoch, "verdicts": answers})
+
+
+async def test_a_restored_ledger_gets_again_what_it_forgot_beside_what_is_new(
+    tmp_path: Path, journal: Journal, ledger: LedgerStub
+) -> None:
+    books = Restorable(ledger)
+    async with ledger.client() as client:
+        shop = Shop(tmp_path, journal, client)
+        await shop.synchroniser.synchronise()
+        assert len(books.posted) == SALES
+        known = journal.last_sequence
+        await shop.synchroniser.synchronise()
+        assert journal.last_sequence == known  # the same epoch: nothing to tell
+        books.posted = {str(new_id(0))}
+        books.late = {str(new_id(5))}
+        books.epoch = "second"
+        journal.append_all([sale(SALES)])
+        await shop.synchroniser.synchronise()
+    assert books.posted == {str(new_id(n)) for n in range(SALES + 1) if n != 5}
+    assert journal.view.again is None
+    assert journal.view.epoch == "second"
+    assert journal.exposure.count == 0
+    # The one whose verdict changed is journalled and shown; the others mean the same as before.
+    (refusal,) = journal.view.refused
+    assert (refusal.record_id, refusal.amount_minor, refusal.kind) == (new_id(5), 1930, Kind.AUTHORIZATION)
+    assert [r.kind for r in journal.about(new_id(6))] == [Kind.AUTHORIZATION, Kind.ACKNOWLEDGEMENT]
+    assert len(journal.about(new_id(5))) == 3
+    journal.verify()
+
+
+async def test_presenting_again_goes_on_where_a_crash_stopped_it(tmp_path: Path, ledger: LedgerStub) -> None:
+    books = Restorable(ledger)
+    journal = open_journal(tmp_path / "own.sqlite3")
+    journal.append_all([sale(number) for number in range(SALES)])
+    async with ledger.client() as client:
+        await Shop(tmp_path, journal, client).synchroniser.synchronise()
+        books.posted.clear()
+        books.epoch = "second"
+        batches = 0
+
+        async def dies(request: web.Request) -> web.StreamResponse:
+            nonlocal batches
+            batches += 1
+            if batches > 1:
+                raise web.HTTPServiceUnavailable
+            return await books.present(request)
+
+        ledger.on_present = dies
+        with pytest.raises(LedgerUnreachable):
+            await Shop(tmp_path, journal, client).synchroniser.synchronise()
+        assert len(books.posted) == 10
+        again = journal.view.again
+        assert again is not None
+    journal.close()
+    ledger.on_present = books.present
+    books.bodies.clear()
+    async with ledger.client() as client:
+        with open_journal(tmp_path / "own.sqlite3") as reopened:
+            assert reopened.view.again == again
+            await Shop(tmp_path, reopened, client).synchroniser.synchronise()
+            assert reopened.view.again is None
+    assert len(books.posted) == SALES
+    assert sum(len(body["records"]) for body in books.bodies) == SALES - 10
+
+
+async def test_an_answer_from_before_the_restore_that_comes_after_it_counts_for_nothing(
+    tmp_path: Path, journal: Journal, ledger: LedgerStub
+) -> None:
+    books = Restorable(ledger)
+    overtaken = asyncio.Event()
+    batches = 0
+
+    async def present(request: web.Request) -> web.StreamResponse:
+        nonlocal batches
+        batches += 1
+        if batches == 1:
+            answer = await books.present(request)
+            await overtaken.wait()
+            return answer
+        if batches == 2:  # in between the ledger was restored, and has forgotten the first batch
+            books.posted.clear()
+            books.epoch = "second"
+            overtaken.set()
+            answer = await books.present(request)
+            await asyncio.sleep(0.2)
+            return answer
+        return await books.present(request)
+
+    async with ledger.client() as client:
+        shop = Shop(tmp_path, journal, client)
+        journal.append_all([Draft(Kind.EPOCH, new_id(7777), {"epoch": "first", "next_sequence": 1,
+            "until_sequence": 0, "at_unix_ms": NOW_UNIX_MS})])  # fmt: skip
+        ledger.on_present = present
+        await shop.synchroniser.synchronise()
+        await shop.synchroniser.synchronise()
+    assert books.posted == {str(new_id(n)) for n in range(SALES)}
+    assert journal.exposure.count == 0
+
+
+async def test_what_is_complete_is_told_with_the_batch_and_for_its_epoch_alone(
+    tmp_path: Path, journal: Journal, ledger: LedgerStub
+) -> None:
+    books = Restorable(ledger)
+    open_payments = OpenPayments()
+    # Recorded much later than the sales, so that these are past what a clock may lie behind.
+    facts = {"at_unix_ms": NOW_UNIX_MS + 9_000_000, "ledger_unix_ms": NOW_UNIX_MS}
+    journal.append_all([Draft(Kind.SYNCHRONISATION, new_id(7777), facts)])
+    async with ledger.client() as client:
+        shop = Shop(tmp_path, journal, client, open_payments=open_payments)
+        await shop.synchroniser.synchronise()
+        told = [(body.get("complete_until_unix_ms"), body.get("epoch")) for body in books.bodies]
+        # The first leaves the other sales out, and so on; the last leaves none out.
+        assert told[0][1] == "first"
+        assert 0 <= (told[0][0] or 0) - (NOW_UNIX_MS - 3_600_000 - 1) < 600_000
+        open_payments.begin(new_id(9000), NOW_UNIX_MS - 5_000_000)
+        journal.append_all([sale(50), sale(51)])
+        books.bodies.clear()
+        await shop.synchroniser.synchronise()
+        assert books.bodies[-1]["complete_until_unix_ms"] == NOW_UNIX_MS - 5_000_001
+        books.epoch, books.posted = "second", set()
+        books.bodies.clear()
+        journal.append_all([sale(52)])
+        await shop.synchroniser.synchronise()
+        # While what it forgot is on its way again, nothing is claimed.
+        assert all("complete_until_unix_ms" not in body for body in books.bodies if body["records"])
+
+
+async def test_what_was_unknown_is_presented_again_and_its_new_verdict_journalled(
+    tmp_path: Path, journal: Journal, ledger: LedgerStub
+) -> None:
+    unknown = {str(new_id(4))}
+
+    async def present(request: web.Request) -> web.StreamResponse:
+        return web.json_response(
+            {
+                "verdicts": [
+                    {
+                        "id": str(r.id),
+                        "verdict": "unknown" if str(r.id) in unknown else "posted",
+                        "reason": "",
+                    }
+                    for r in await ledger.records(request)
+                ]
+            }
+        )
+
+    ledger.on_present = present
+    async with ledger.client() as client:
+        shop = Shop(tmp_path, journal, client)
+        await shop.synchroniser.synchronise()
+        assert [refusal.record_id for refusal in journal.view.refused] == [new_id(4)]
+        before = journal.last_sequence
+        journal.append_all([sale(60)])
+        await shop.synchroniser.synchronise()
+        assert journal.last_sequence == before + 2  # asked once more, and nothing new: nothing is written
+        unknown.clear()
+        journal.append_all([sale(61)])
+        await shop.synchroniser.synchronise()
+        assert journal.view.refused == ()
+
+
+async def test_the_line_s_return_is_noticed_without_waiting_for_the_backoff(
+    tmp_path: Path, journal: Journal
+) -> None:
+    """The backoff would be up to a minute after these failures; the probe sees the server come."""
+    ledger = LedgerStub()
+    async with ledger.serving(tmp_path) as port:
+        pass
+    async with ledger.client() as client:
+        shop = Shop(tmp_path, journal, client, probe=connect_probe(ledger.url))
+        waiting = asyncio.create_task(
+            shop.synchroniser._pause(3600, watch=True), name="an hour, or the line's return"
+        )
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        async with ledger.serving(tmp_path, port):
+            await asyncio.wait_for(waiting, 60)
+
+
+async def test_a_server_that_closes_at_once_does_not_stand(tmp_path: Path) -> None:
+    async def close(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(close, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    assert not await connect_probe(f"https://127.0.0.1:{port}")()
+    server.close()
+    await server.wait_closed()
+    assert not await connect_probe(f"https://127.0.0.1:{port}")()
+
+
+async def test_it_stops_at_once_while_the_server_is_silent(tmp_path: Path, journal: Journal) -> None:
+    """Half open: everything is accepted, nothing answered. Every wait there is may be the one cut short."""
+    ledger = LedgerStub()
+    silent, release = asyncio.Event(), asyncio.Event()
+
+    async def hang(request: web.Request) -> web.StreamResponse:
+        silent.set()
+        await release.wait()
+        raise web.HTTPServiceUnavailable
+
+    for place in ("on_other", "on_present", "on_file"):
+        silent.clear()
+        release.clear()
+        ledger.on_other, ledger.on_present, ledger.on_file = ledger.health, ledger.post_all, ledger.file
+        setattr(ledger, place, hang)
+        async with ledger.serving(tmp_path), ledger.client() as client:
+            journal.append_all([sale(200 + len(place))])
+            shop = Shop(tmp_path, journal, client)
+            task = asyncio.create_task(shop.synchroniser.run())
+            await silent.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(task, 10)
+            await asyncio.wait_for(asyncio.to_thread(shop.feed.close), 10)
+            release.set()

@@ -15,7 +15,7 @@ from pos_gateway.authorization.reasons import Reason
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.emv.transcript import Transcript
 from pos_gateway.errors import NotFound
-from pos_gateway.gateway.program import local_now
+from pos_gateway.gateway.program import local_now, make_till
 from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, Step, TapAgain
 from pos_gateway.instalments import Charge, Offer, Quote, quote
 from pos_gateway.lab.field import DirectChannel
@@ -294,3 +294,19 @@ class _Forger(DirectChannel):
             return answer[:at] + bytes([answer[at] ^ 0x01]) + answer[at + 1 :]
 
         super().__init__(card, alter=change)
+
+
+def test_a_payment_begun_by_a_clock_that_lay_behind_is_not_approved_once_it_is_right(
+    shop: Shop, card: VirtualCard
+) -> None:
+    """It would carry a time that was told the ledger as complete."""
+    now = datetime.now().astimezone()
+    till = make_till(shop.enrolment, shop.settings, shop.journal, shop.feed, clock=lambda: now)
+    assert isinstance(till.tap(till.new_payment(uuid4(), 100, 1), DirectChannel(card)), Approved)
+    now -= timedelta(hours=1)
+    payment = till.new_payment(uuid4(), 100, 2)
+    assert till.open_payments.earliest_unix_ms() == int(now.timestamp() * 1000)
+    now += timedelta(hours=1)
+    assert reason(till.tap(payment, DirectChannel(card))) is Reason.UNTRUSTED_CLOCK
+    till.end(payment)
+    assert isinstance(till.tap(till.new_payment(uuid4(), 100, 3), DirectChannel(card)), Approved)

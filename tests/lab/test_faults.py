@@ -7,11 +7,11 @@ import json
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from pos_gateway.errors import Unavailable
 from pos_gateway.lab.faults import shim
 from pos_gateway.lab.faults.clock import clock
 from pos_gateway.lab.faults.disk import Disk, apply_all, write_files
@@ -23,6 +23,7 @@ from pos_gateway.lab.faults.kill import kill
 from pos_gateway.lab.faults.partition import partition
 from pos_gateway.lab.faults.power import power, record_run
 from pos_gateway.lab.faults.replay import replay
+from pos_gateway.lab.faults.restore import restore
 from pos_gateway.lab.faults.shim import Call, Operation
 
 
@@ -52,11 +53,15 @@ def test_fsync_error(tmp_path: Path, seed: int) -> None:
     check(fsync_error(tmp_path, seed, errors=4))
 
 
-def test_disk_full(tmp_path: Path, seed: int, ledger_home: Path) -> None:
-    try:
-        check(disk_full(tmp_path / "site", seed, fillings=2, ledger=ledger_home))
-    except Unavailable as error:
-        pytest.skip(str(error))
+@pytest.mark.parametrize("mount", [None, False])
+def test_disk_full(tmp_path: Path, seed: int, ledger_home: Path, mount: bool | None) -> None:
+    check(disk_full(tmp_path / "site", seed, fillings=2, ledger=ledger_home, mount=mount))
+
+
+def test_restore(tmp_path: Path, seed: int, ledger_home: Path) -> None:
+    found = restore(tmp_path / "site", seed, restores=2, ledger=ledger_home)
+    check(found)
+    assert found.details["forgotten_by_backups"] > 0
 
 
 def test_partition(tmp_path: Path, seed: int, ledger_home: Path) -> None:
@@ -185,6 +190,21 @@ def test_the_shim_records_what_a_process_does_and_fails_what_it_is_told_to(tmp_p
         Operation(Call.UNLINK, "b", 0, b"", 0, ""),
         sync(""),
     ]
+
+
+def test_a_wrong_clock_is_seen_by_the_process_it_is_for(tmp_path: Path) -> None:
+    clock = shim.WrongClock(shim.build(tmp_path), tmp_path / "clock")
+    clock.set(86_400 * 365.0)
+    script = (
+        "import time, datetime; print(time.time(), datetime.datetime.now().timestamp(), time.monotonic())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=clock.environment(), capture_output=True, text=True, check=True
+    )
+    wall, also, steady = map(float, done.stdout.split())
+    assert wall - time.time() > 86_400 * 364
+    assert also - time.time() > 86_400 * 364
+    assert abs(steady - time.monotonic()) < 86_400
 
 
 def test_a_write_ahead_log_that_was_refused_promises_nothing(tmp_path: Path) -> None:

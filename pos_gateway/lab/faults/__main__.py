@@ -21,6 +21,7 @@ from pos_gateway.lab.faults.kill import LONG_KILLS, SHORT_KILLS, kill
 from pos_gateway.lab.faults.partition import LONG_ROUNDS, SHORT_ROUNDS, partition
 from pos_gateway.lab.faults.power import SHORT_POINTS, power
 from pos_gateway.lab.faults.replay import LONG_ATTACKS, SHORT_ATTACKS, replay
+from pos_gateway.lab.faults.restore import LONG_RESTORES, SHORT_RESTORES, restore
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +41,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "partition": Scenario(lambda f, s, n: partition(f, s, rounds=n or 0), SHORT_ROUNDS, LONG_ROUNDS),
     "clock": Scenario(lambda f, s, n: clock(f, s, jumps=n or 0), SHORT_JUMPS, LONG_JUMPS),
     "replay": Scenario(lambda f, s, n: replay(f, s, attacks=n or 0), SHORT_ATTACKS, LONG_ATTACKS),
+    "restore": Scenario(lambda f, s, n: restore(f, s, restores=n or 0), SHORT_RESTORES, LONG_RESTORES),
 }
 _MOST_TIMES: Final = 100_000
 

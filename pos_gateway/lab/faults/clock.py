@@ -1,4 +1,5 @@
-"""`clock`: the till's and the ledger's clocks jump, forward and back, between payments."""
+"""`clock`: the till's and the ledger's clocks jump, forward and back, between payments; then the clock of
+the real gateway program, under load."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ from pos_gateway.gateway.config import Home
 from pos_gateway.gateway.program import local_now
 from pos_gateway.gateway.till import Approved, Declined
 from pos_gateway.lab.faults.finding import Finding
-from pos_gateway.lab.faults.site import AMOUNT_MINOR, audit, copied
+from pos_gateway.lab.faults.shim import WrongClock, build
+from pos_gateway.lab.faults.site import AMOUNT_MINOR, Audit, Customer, Site, audit, copied
 from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.virtual_card import VirtualCard
@@ -62,20 +64,71 @@ def clock(folder: Path, seed: int, *, jumps: int, ledger: Path | None = None) ->
         twice += truth.posted_twice
         off_minor += truth.out_of_balance_minor
         wrong += truth.wrong
+    program = _Program(folder / "program", chance, ledger)
+    program.run(jumps // _SHOPS)
+    acknowledged += program.acknowledged
+    lost += program.truth.lost
+    twice += program.truth.posted_twice
+    off_minor += program.truth.out_of_balance_minor
+    wrong += [*program.wrong, *program.truth.wrong]
     if not outcomes["approved"]:
         wrong.append("nothing was approved at all")
     return Finding(
         scenario="clock",
         seed=seed,
-        tried="the till's clock jumps by seconds to 20 years, forward and back; the ledger's by a day",
-        times=_SHOPS * (jumps // _SHOPS),
+        tried="the till's clock jumps by seconds to 20 years, forward and back; the ledger's by a day; then "
+        "the same with the real gateway program under load, confirmed by a manager when it is right again",
+        times=(_SHOPS + 1) * (jumps // _SHOPS),
         acknowledged=acknowledged,
         lost=lost,
         posted_twice=twice,
         out_of_balance_minor=off_minor,
         wrong=tuple(wrong),
-        details={"outcomes": dict(outcomes)},
+        details={"outcomes": dict(outcomes), "program_outcomes": dict(program.outcomes)},
     )
+
+
+class _Program:
+    """The gateway as a process whose wall clock is wrong, and a customer who pays all the while."""
+
+    def __init__(self, folder: Path, chance: random.Random, ledger: Path | None) -> None:
+        copied(ledger, folder)
+        self._folder = folder
+        self._chance = chance
+        self.acknowledged = 0
+        self.outcomes: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.truth = Audit(0, 0, 0, 0, 0, ())
+
+    def run(self, jumps: int) -> None:
+        clock = WrongClock(build(self._folder), self._folder / "clock")
+        with Site(self._folder, clock=clock) as site:
+            site.reach_ledger_at(site.start_ledger())
+            site.start_gateway()
+            with Customer(site) as customer:
+                for number in range(jumps):
+                    customer.wait_for(2)
+                    # Every third leaves what a till tolerates; the manager sets it right afterwards.
+                    wild = number % 3 == 2
+                    clock.set(self._chance.choice(_WILD_S if wild else _JUMPS_S))
+                    time.sleep(self._chance.uniform(0.1, 0.4))
+                    clock.set(0.0)
+                    if self._chance.random() < 0.3 and site.gateway is not None:
+                        site.gateway.kill()
+                        site.start_gateway()
+                    self._confirm(site)
+                customer.wait_for(2)
+                customer.stop()
+            site.drain()
+            site.stop()
+        self.acknowledged = len(customer.approved)
+        self.outcomes = Counter({**customer.other, "approved": len(customer.approved)})
+        self.truth = audit(site.home, site.ledger_home, customer.approved)
+
+    def _confirm(self, site: Site) -> None:
+        answer = site.ask("POST", "/v1/clock", {"time_unix_ms": time.time_ns() // 1_000_000})
+        if "error" in answer:
+            self.wrong.append(f"the right time was refused: {answer['error']['reason']}")
 
 
 def _one_shop(

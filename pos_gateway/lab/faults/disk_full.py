@@ -1,6 +1,9 @@
 """`disk-full`: the gateway's disk, a small tmpfs of its own, runs full, nearly and wholly, under load.
 
-Runs in a mount namespace of its own, which takes the tmpfs with it however it ends.
+Runs in a mount namespace of its own, which takes the tmpfs with it however it ends. Where none may be made
+the kernel is told instead to let none of the gateway's files grow (RLIMIT_FSIZE): every write beyond what
+they are fails then (EFBIG) until the limit is lifted. What stops payments ahead of that, the free space
+that the disk tells, cannot be tried so.
 """
 
 from __future__ import annotations
@@ -8,15 +11,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from pos_gateway.errors import PosGatewayError, Unavailable
+from pos_gateway.errors import PosGatewayError
 from pos_gateway.lab.faults.finding import Finding
-from pos_gateway.lab.faults.site import Customer, Site, audit, copied
+from pos_gateway.lab.faults.site import Audit, Customer, Site, audit, copied
 
 SHORT_FILLINGS: Final = 3
 LONG_FILLINGS: Final = 40
@@ -28,23 +33,19 @@ _NEWS_TIMEOUT_S: Final = 30.0
 _WHOLE_TIMEOUT_S: Final = 900
 
 
-def disk_full(folder: Path, seed: int, *, fillings: int, ledger: Path | None = None) -> Finding:
-    """
-    Raises:
-        Unavailable: this system allows no mount namespace.
-    """
+def disk_full(
+    folder: Path, seed: int, *, fillings: int, ledger: Path | None = None, mount: bool | None = None
+) -> Finding:
+    """`mount`: on a tmpfs of its own or not; if not said, where that can be."""
     copied(ledger, folder)
     (folder / "gateway").mkdir()
     namespace = ["unshare", "--mount"] + ([] if os.geteuid() == 0 else ["--user", "--map-root-user"])
-    try:
-        if subprocess.run([*namespace, "true"], capture_output=True, check=False).returncode:
-            raise Unavailable("no mount namespaces here", advice="run it as root")
-    except FileNotFoundError:
-        raise Unavailable("unshare is missing", advice="install util-linux") from None
-    mount = f'mount -t tmpfs -o size={_DISK_MIB}m tmpfs "$1" && shift && exec "$@"'
+    if not (_can_mount(namespace, folder / "gateway") if mount is None else mount):
+        return _finding(_run_limited(folder, seed, fillings))
+    mounting = f'mount -t tmpfs -o size={_DISK_MIB}m tmpfs "$1" && shift && exec "$@"'
     inside = [sys.executable, "-m", __spec__.name, str(folder), str(seed), str(fillings)]
     done = subprocess.run(
-        [*namespace, "sh", "-c", mount, "sh", str(folder / "gateway"), *inside],
+        [*namespace, "sh", "-c", mounting, "sh", str(folder / "gateway"), *inside],
         capture_output=True,
         text=True,
         check=False,
@@ -52,8 +53,42 @@ def disk_full(folder: Path, seed: int, *, fillings: int, ledger: Path | None = N
     )
     if done.returncode:
         raise PosGatewayError(f"the full disk's run failed: {done.stderr.strip()[-1000:]}")
-    told = json.loads(done.stdout)
+    return _finding(json.loads(done.stdout))
+
+
+def _can_mount(namespace: list[str], folder: Path) -> bool:
+    command = [*namespace, "mount", "-t", "tmpfs", "tmpfs", str(folder)]
+    try:
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        return False
+
+
+def _finding(told: Mapping[str, Any]) -> Finding:
     return Finding(**{**told, "wrong": tuple(told["wrong"])})
+
+
+def _run_limited(folder: Path, seed: int, fillings: int) -> dict[str, object]:
+    chance = random.Random(seed)
+    with Site(folder) as site:
+        site.reach_ledger_at(site.start_ledger())
+        site.start_gateway()
+        with Customer(site) as customer:
+            for _ in range(fillings):
+                customer.wait_for(3)
+                pid = site.gateway.pid if site.gateway is not None else 0
+                log = site.home.journal.with_name(site.home.journal.name + "-wal")
+                soft, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (log.stat().st_size, hard))
+                time.sleep(chance.uniform(0.1, 0.5))
+                resource.prlimit(pid, resource.RLIMIT_FSIZE, (soft, hard))
+            customer.wait_for(3)
+            customer.stop()
+        site.drain()
+        site.stop()
+        truth = audit(site.home, site.ledger_home, customer.approved)
+    tried = "no file of the gateway may grow (RLIMIT_FSIZE: no tmpfs here), under load, and may again"
+    return _told(seed, tried, fillings, customer, truth, [])
 
 
 def _run(folder: Path, seed: int, fillings: int) -> dict[str, object]:
@@ -77,11 +112,20 @@ def _run(folder: Path, seed: int, fillings: int) -> dict[str, object]:
         site.drain()
         site.stop()
         truth = audit(site.home, site.ledger_home, customer.approved)
+    tried = (
+        f"a disk of {_DISK_MIB} MiB nearly full (payments stop, the queue is still presented) and "
+        "wholly full, under load, and room again"
+    )
+    return _told(seed, tried, fillings, customer, truth, wrong)
+
+
+def _told(
+    seed: int, tried: str, fillings: int, customer: Customer, truth: Audit, wrong: list[str]
+) -> dict[str, object]:
     return {
         "scenario": "disk-full",
         "seed": seed,
-        "tried": f"a disk of {_DISK_MIB} MiB nearly full (payments stop, the queue is still presented) and "
-        "wholly full, under load, and room again",
+        "tried": tried,
         "times": fillings,
         "acknowledged": len(customer.approved),
         "lost": truth.lost,

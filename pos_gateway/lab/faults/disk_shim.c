@@ -1,4 +1,5 @@
-/* Preloaded into a real process: records what it does to the files of one folder, and makes calls fail.
+/* Preloaded into a real process: records what it does to the files of one folder, makes calls fail, and
+ * sets its clock wrong.
  *
  * Environment:
  *   POS_GATEWAY_DISK_FOLDER   absolute path; only files in it (and the folder itself) are seen
@@ -6,6 +7,8 @@
  *   POS_GATEWAY_DISK_FAIL     "CALL NTH ERRNO TIMES PREFIX": CALL is sync, write or truncate; from the NTH
  *                             such call (counted from 1) on a file whose name begins with PREFIX on, the
  *                             next TIMES of them fail with ERRNO
+ *   POS_GATEWAY_CLOCK_FILE    a file of 8 bytes, native byte order: nanoseconds by which the process's wall
+ *                             clock is ahead, read at every look at it; steady clocks are left alone
  *
  * One entry per call, native byte order: u32 call, u32 length of the name, i64 offset or size,
  * u64 bytes that follow, i32 errno (0: done), u32 length of a second name (rename), name, second name, bytes.
@@ -21,9 +24,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/uio.h>
+#include <time.h>
 #include <unistd.h>
 
 enum call { WRITE = 1, TRUNCATE = 2, SYNC = 3, UNLINK = 4, RENAME = 5 };
@@ -43,8 +49,19 @@ static int log_file = -1;
 static char failing[16], fail_prefix[64];
 static long fail_at, fail_times, calls_seen;
 static int fail_errno;
+static volatile int64_t *ahead_ns;
+
+static void begin_clock(void) {
+    const char *where = getenv("POS_GATEWAY_CLOCK_FILE");
+    int file = where == NULL ? -1 : open(where, O_RDONLY | O_CLOEXEC);
+    if (file < 0) return;
+    void *page = mmap(NULL, sizeof *ahead_ns, PROT_READ, MAP_SHARED, file, 0);
+    if (page != MAP_FAILED) ahead_ns = page;
+    close(file);
+}
 
 __attribute__((constructor)) static void begin(void) {
+    begin_clock();
     const char *where = getenv("POS_GATEWAY_DISK_FOLDER"), *log = getenv("POS_GATEWAY_DISK_LOG");
     const char *fail = getenv("POS_GATEWAY_DISK_FAIL");
     if (where == NULL || realpath(where, folder) == NULL) return;
@@ -228,3 +245,29 @@ int renameat2(int from_at, const char *from, int to_at, const char *to, unsigned
 
 int renameat(int from_at, const char *from, int to_at, const char *to) { return renameat2(from_at, from, to_at, to, 0); }
 int rename(const char *from, const char *to) { return renameat2(AT_FDCWD, from, AT_FDCWD, to, 0); }
+
+int clock_gettime(clockid_t clock, struct timespec *time) {
+    int done = syscall(SYS_clock_gettime, clock, time);
+    if (done == 0 && ahead_ns != NULL && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE)) {
+        int64_t nanoseconds = time->tv_sec * 1000000000LL + time->tv_nsec + *ahead_ns;
+        time->tv_sec = nanoseconds / 1000000000LL;
+        time->tv_nsec = nanoseconds % 1000000000LL;
+    }
+    return done;
+}
+
+int gettimeofday(struct timeval *restrict time, void *restrict zone) {
+    struct timespec now;
+    (void)zone;
+    if (clock_gettime(CLOCK_REALTIME, &now) != 0) return -1;
+    time->tv_sec = now.tv_sec;
+    time->tv_usec = now.tv_nsec / 1000;
+    return 0;
+}
+
+time_t time(time_t *where) {
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    if (where != NULL) *where = now.tv_sec;
+    return now.tv_sec;
+}

@@ -1,12 +1,13 @@
 """`python -m pos_gateway.lab.faults.journal_writer FOLDER COMMITS`: a gateway's journal in a scripted run.
 
-Single commits, groups and reopenings. Before each commit its ids go into the file `told` as `try`, after it
-the outcome: `yes` (durable, we say), `no` (certainly not there), `unknown`. A recording of the folder's
-calls thus holds also what had been promised when.
+Single commits, groups, reopenings, acknowledgements and pruning. Before each commit its ids go into the
+file `told` as `try`, after it the outcome: `yes` (durable, we say), `no` (certainly not there), `unknown`.
+A recording of the folder's calls thus holds also what had been promised when.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import sys
@@ -31,6 +32,8 @@ _AT_UNIX_MS: Final = 1_764_000_000_000
 _GROUP: Final = 40
 _GROUP_EVERY: Final = 25
 _REOPEN_EVERY: Final = 60
+_PRUNE_EVERY: Final = 14
+_PRUNED_LATER_MS: Final = 1_000_000
 
 
 def open_journal(folder: Path) -> Journal:
@@ -65,7 +68,7 @@ def run(folder: Path, commits: int) -> None:
 
 def _write(folder: Path, commits: int, told: int) -> None:
     journal: Journal | None = None
-    number = 0
+    number = acknowledged = 0
     for turn in range(1, commits + 1):
         drafts = [draft(number + place) for place in range(_GROUP if turn % _GROUP_EVERY == 0 else 1)]
         number += len(drafts)
@@ -79,11 +82,34 @@ def _write(folder: Path, commits: int, told: int) -> None:
             _tell(told, "unknown", drafts)
         else:
             _tell(told, "yes", drafts)
+        if turn % _PRUNE_EVERY == 0 and journal is not None:
+            with contextlib.suppress(Unavailable, OutcomeUnknown):
+                _prune(journal, acknowledged, number)
+                acknowledged = number
         if turn % _REOPEN_EVERY == 0 and journal is not None:
             journal.close()
             journal = None
     if journal is not None:
         journal.close()
+
+
+def _prune(journal: Journal, first: int, last: int) -> None:
+    """Acknowledge payments, but for one among them that is refused; prune, and stop half-way."""
+    journal.append_all([_acknowledgement(number) for number in range(first, last)])
+    later_unix_ms = _AT_UNIX_MS + _PRUNED_LATER_MS
+    journal.prune(later_unix_ms, later_unix_ms)
+    journal.prune_some()
+
+
+def _acknowledgement(number: int) -> Draft:
+    at_unix_ms = _AT_UNIX_MS + _PRUNED_LATER_MS // 2 + number
+    facts = {
+        "about": str(draft(number).id),
+        "verdict": "late" if number % 10 == 3 else "posted",
+        "reason": "",
+        "at_unix_ms": at_unix_ms,
+    }
+    return Draft(Kind.ACKNOWLEDGEMENT, uuid7(at_unix_ms, random.Random(-number).randbytes(10)), facts)
 
 
 def _tell(told: int, outcome: str, drafts: Sequence[Draft]) -> None:
@@ -109,7 +135,8 @@ def what_is_wrong(folder: Path, told: dict[UUID, str]) -> tuple[int, list[str]]:
             after = 0
             while page := journal.records(after):
                 after = page[-1].sequence
-                found |= {record.id for record in page}
+                found |= {record.id for record in page if record.kind is Kind.AUTHORIZATION}
+            found |= {record_id for record_id in told if journal.was_pruned(record_id)}
     except PosGatewayError as error:
         return sum(outcome == "yes" for outcome in told.values()), [f"the journal does not open: {error}"]
     lost = sum(outcome == "yes" and record_id not in found for record_id, outcome in told.items())

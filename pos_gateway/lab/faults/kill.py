@@ -12,8 +12,6 @@ from pos_gateway.lab.faults.site import Customer, Site, audit, copied
 
 SHORT_KILLS: Final = 6
 LONG_KILLS: Final = 100
-_KILLS_TO_CALM: Final = 10
-_NEARLY_ALL: Final = 50
 _LONGEST_LIFE_S: Final = 0.4
 _LONGEST_DEATH_S: Final = 0.1
 
@@ -29,9 +27,6 @@ def kill(folder: Path, seed: int, *, kills: int, ledger: Path | None = None) -> 
             for number in range(kills):
                 if number % 2 == 0:
                     customer.wait_for(1)
-                if number % _KILLS_TO_CALM == _KILLS_TO_CALM - 1:
-                    # A large batch takes longer than most lives last: now and then one gets through.
-                    site.drain(to=_NEARLY_ALL)
                 time.sleep(chance.uniform(0, _LONGEST_LIFE_S))
                 victim = chance.choice(("gateway", "ledger"))
                 server = site.gateway if victim == "gateway" else site.ledger
@@ -45,6 +40,7 @@ def kill(folder: Path, seed: int, *, kills: int, ledger: Path | None = None) -> 
                 else:
                     site.start_ledger()
             customer.stop()
+        waiting = site.ask("GET", "/v1/status")["queue"]["count"]
         site.drain()
         site.stop()
     truth = audit(site.home, site.ledger_home, customer.approved)
@@ -58,5 +54,9 @@ def kill(folder: Path, seed: int, *, kills: int, ledger: Path | None = None) -> 
         posted_twice=truth.posted_twice,
         out_of_balance_minor=truth.out_of_balance_minor,
         wrong=truth.wrong + ((f"{truth.alarms} alarms",) if truth.alarms else ()),
-        details={"posted": truth.posted, "other_outcomes": dict(customer.other)},
+        details={
+            "posted": truth.posted,
+            "waiting_after_the_last_kill": waiting,
+            "other_outcomes": dict(customer.other),
+        },
     )

@@ -12,9 +12,11 @@ import ctypes
 import logging
 import multiprocessing
 import os
+import select
 import signal
+import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final, Self
@@ -63,6 +65,10 @@ class Server:
         finally:
             receive.close()
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid or 0
+
     def kill(self) -> None:
         """SIGKILL: it gets no chance to tidy up."""
         self._process.kill()
@@ -99,6 +105,73 @@ def start_ledger(home: Path, port: int, log: Path) -> Server:
     return Server(_ledger, str(home), port, str(log))
 
 
+class GatewayOfItsOwn:
+    """The gateway in a process that is not forked but started, in an environment of its own, like one with
+    a wrong clock. Otherwise like `Server`."""
+
+    def __init__(
+        self, home: Home, card: Path, state: Path, log: Path, environment: Mapping[str, str]
+    ) -> None:
+        """
+        Raises:
+            PosGatewayError: it did not start.
+        """
+        arguments = [str(home.path), str(card), str(state), str(log)]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *arguments],
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            preexec_fn=_die_with_starter,
+            start_new_session=True,
+        )
+        output = self._process.stdout
+        told = b""
+        if output is not None and select.select([output], [], [], _START_TIMEOUT_S)[0]:
+            told = output.readline()
+        self.address = told.decode().strip()
+        if not self.address:
+            self.kill()
+            raise PosGatewayError("the gateway did not start; see its log")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def kill(self) -> None:
+        """SIGKILL: it gets no chance to tidy up."""
+        self._process.kill()
+        self._reap()
+
+    def stop(self) -> None:
+        """Ask it to end, and wait until it has.
+
+        Raises:
+            PosGatewayError: it had to be killed, or ended badly.
+        """
+        self._process.terminate()
+        try:
+            code = self._process.wait(_STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise PosGatewayError("a program did not end when asked to") from None
+        self._reap()
+        if code not in (0, -signal.SIGTERM):
+            raise PosGatewayError(f"a program ended with {code}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._process.poll() is None:
+            self.kill()
+
+    def _reap(self) -> None:
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+
 class CardInField:
     """A reader whose field always holds the same card."""
 
@@ -124,9 +197,13 @@ class CardInField:
 
 def _gateway(ready: Connection, home: str, card: str, state: str, log: str) -> None:
     _begin(log)
+    _run_gateway(ready.send, home, card, state)
+
+
+def _run_gateway(ready: Callable[[str], None], home: str, card: str, state: str) -> None:
     virtual = VirtualCard(Personalisation.from_json(Path(card).read_text()), state_path=Path(state))
     readers = ReaderSource(lambda: ["field"], lambda name, timeout_s: CardInField(name, virtual))
-    asyncio.run(serve_gateway(Home(Path(home)), on_ready=ready.send, readers=readers))
+    asyncio.run(serve_gateway(Home(Path(home)), on_ready=ready, readers=readers))
 
 
 def _ledger(ready: Connection, home: str, port: int, log: str) -> None:
@@ -150,3 +227,23 @@ def _begin(log: str) -> None:
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.INFO))
+
+
+def _die_with_starter() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _main() -> None:
+    home, card, state, log = sys.argv[1:]
+    told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
+    _begin(log)
+
+    def ready(address: str) -> None:
+        told.write(address + "\n")
+        told.flush()
+
+    _run_gateway(ready, home, card, state)
+
+
+if __name__ == "__main__":
+    _main()

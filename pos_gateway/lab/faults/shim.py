@@ -1,4 +1,4 @@
-"""Builds the recorder and fault injector of `disk_shim.c`, and reads its recordings."""
+"""Builds the recorder and fault injector of `disk_shim.c`, reads its recordings, sets its clock."""
 
 from __future__ import annotations
 
@@ -78,6 +78,25 @@ def environment(
             f"{fault.call} {fault.nth} {fault.errno} {fault.times} {fault.prefix}"
         )
     return variables
+
+
+class WrongClock:
+    """The wall clock of a process that is started with `environment`; others keep theirs."""
+
+    def __init__(self, library: Path, file: Path) -> None:
+        self._library = library
+        self._file = file
+        self.ahead_s = 0.0
+        self.set(0.0)
+
+    def set(self, ahead_s: float) -> None:
+        """From now on it is so far ahead of the true time; behind it, if negative."""
+        self.ahead_s = ahead_s
+        with self._file.open("r+b" if self._file.exists() else "w+b") as file:
+            file.write(struct.pack("=q", int(ahead_s * 1_000_000_000)))
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "LD_PRELOAD": str(self._library), "POS_GATEWAY_CLOCK_FILE": str(self._file)}
 
 
 def read_recording(path: Path) -> Iterator[Operation]:

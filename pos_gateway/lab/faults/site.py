@@ -21,7 +21,8 @@ from pos_gateway.gateway.config import Home
 from pos_gateway.gateway.identity import Enrolled, load_enrolment, load_identity, store_enrolment
 from pos_gateway.gateway.journal import JournalReader
 from pos_gateway.gateway.local_client import address
-from pos_gateway.lab.faults.servers import Server, start_gateway, start_ledger
+from pos_gateway.lab.faults.servers import GatewayOfItsOwn, Server, start_gateway, start_ledger
+from pos_gateway.lab.faults.shim import WrongClock
 from pos_gateway.lab.shop import Shop
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.ledger import Ledger
@@ -41,8 +42,9 @@ _FINAL: Final = ("approved", "declined", "cancelled", "failed")
 class Site:
     """The homes of one gateway and one ledger, and the running programs, which may be killed at any time."""
 
-    def __init__(self, folder: Path, *, settings: str = "") -> None:
+    def __init__(self, folder: Path, *, settings: str = "", clock: WrongClock | None = None) -> None:
         self.folder = folder
+        self._clock = clock
         self.home = Home(folder / "gateway")
         self.ledger_home = folder / "ledger"
         self._card = folder / "card.json"
@@ -53,7 +55,7 @@ class Site:
         self._card.write_text(personalisation.to_json())
         self.home.overrides.write_text("[http]\nport = 0\n[synchroniser]\ninterval_s = 1\n" + settings)
         self.ledger: Server | None = None
-        self.gateway: Server | None = None
+        self.gateway: Server | GatewayOfItsOwn | None = None
 
     def start_ledger(self) -> str:
         """Its address is the same whenever it is started again."""
@@ -62,9 +64,12 @@ class Site:
         return self.ledger.address
 
     def start_gateway(self) -> None:
-        self.gateway = start_gateway(
-            self.home, self._card, self.folder / "card.state", self.folder / "gateway.log"
-        )
+        state, log = self.folder / "card.state", self.folder / "gateway.log"
+        if self._clock is None:
+            self.gateway = start_gateway(self.home, self._card, state, log)
+        else:
+            environment = self._clock.environment()
+            self.gateway = GatewayOfItsOwn(self.home, self._card, state, log, environment)
 
     def reach_ledger_at(self, url: str) -> None:
         """What a gateway that starts from now on takes for the ledger's address."""
@@ -82,7 +87,7 @@ class Site:
         self.ask("POST", "/v1/synchronise", {})
 
     def drain(self, *, to: int = 0) -> None:
-        """Wait until everything was presented, or all but so many.
+        """Wait until everything was presented, or all but so many; to a restored ledger again.
 
         Raises:
             PosGatewayError: nothing moves any more.
@@ -91,7 +96,7 @@ class Site:
         while True:
             self.synchronise()
             status = self.ask("GET", "/v1/status")
-            waiting = status["queue"]["count"]
+            waiting = status["queue"]["count"] + status["synchronisation"]["again"]
             if waiting <= to:
                 return
             if fewest < 0 or waiting < fewest:

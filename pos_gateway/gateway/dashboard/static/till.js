@@ -67,6 +67,16 @@ function drawStatus(next) {
   const bar = at("queue-bar");
   bar.style.width = `${Math.min(100, next.queue.share_of_cap_percent)}%`;
   bar.className = next.queue.share_of_cap_percent > 80 ? "near" : "";
+  at("refused-card").hidden = next.refused.length === 0;
+  at("refused").replaceChildren(...next.refused.map((refusal) => {
+    const item = document.createElement("li");
+    const chinese = document.createElement("span");
+    chinese.lang = "zh";
+    chinese.textContent = refusal.meaning.chinese;
+    item.append(`${refusal.amount} · ${refusal.kind} · ${new Date(refusal.at_unix_ms).toLocaleString()}: `
+      + `${refusal.meaning.english} `, chinese, ` (${refusal.reason})`);
+    return item;
+  }));
   at("readers").replaceChildren(...(next.lanes.length ? next.lanes : [null]).map((lane) => {
     const item = document.createElement("li");
     item.textContent = lane ? `${lane.busy ? "●" : "○"} ${lane.reader}` : "No reader is connected.";
@@ -79,6 +89,7 @@ function drawStatus(next) {
       payment.token_last4 ? `•••• ${payment.token_last4}` : "–", payment.result, payment.ledger,
     ];
     for (const text of cells) row.insertCell().textContent = text;
+    if (payment.meaning) row.cells[4].title = `${payment.meaning.english} ${payment.meaning.chinese}`;
     row.cells[3].className = payment.approved ? "approved" : "declined";
     return row;
   }));
@@ -91,6 +102,13 @@ function drawAges() {
   at("queue-text").textContent = queue.count === 0 ? "Everything has reached the ledger."
     : `${queue.count} payment${queue.count === 1 ? "" : "s"}, the oldest ${ago(queue.oldest_at_unix_ms)} old. `
       + `Up to ${queue.cap} can wait.`;
+  const { synchronisation, deadline } = status;
+  const slow = synchronisation.running && synchronisation.left_s !== null && synchronisation.remaining > 0;
+  at("queue-progress").hidden = !slow;
+  at("queue-progress").textContent = slow ? `${synchronisation.presented} presented, ${synchronisation.remaining} left, `
+    + `${synchronisation.per_s} a second, about ${synchronisation.left_s} s to go.` : "";
+  at("deadline").hidden = deadline.urgency === "fine";
+  at("deadline").textContent = `${deadline.english} ${deadline.chinese}`;
   at("limits-word").textContent = snapshot ? FRESHNESS[snapshot.freshness] : "None";
   at("limits-text").textContent = snapshot
     ? `Version ${snapshot.version}, ${snapshot.count} cards, ${ago(snapshot.valid_from_unix_s * 1000)} old; `
