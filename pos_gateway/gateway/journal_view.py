@@ -66,6 +66,8 @@ class JournalView:
     refused: tuple[Refusal, ...] = ()
     epoch: str = ""
     again: Again | None = None
+    clock_confirmations: int = 0
+    """How often the latest time may have been set back; to be compared, it means nothing by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,7 @@ class RunningView:
         self._refused_value: tuple[Refusal, ...] = ()
         self._epoch = ""
         self._again: Again | None = None
+        self._clock_confirmations = 0
 
     def add(
         self, sequence: int, record_id: bytes, kind: Kind, about: bytes | None, facts: Mapping[str, Any]
@@ -123,6 +126,7 @@ class RunningView:
         at_unix_ms: int = facts["at_unix_ms"]
         if at_unix_ms > self._latest_at_unix_ms or kind is Kind.CLOCK_CONFIRMATION:
             self._latest_at_unix_ms = at_unix_ms
+        self._clock_confirmations += kind is Kind.CLOCK_CONFIRMATION
         if kind is Kind.AUTHORIZATION:
             amount_minor: int = facts["amount_minor"]
             self._queue[record_id] = Waiting(sequence, kind, amount_minor, at_unix_ms, amount_minor)
@@ -186,6 +190,7 @@ class RunningView:
             refused=self._refused_value,
             epoch=self._epoch,
             again=self._again,
+            clock_confirmations=self._clock_confirmations,
         )
 
     def select(self, limit: int, passing_over: Collection[bytes]) -> Selection:
