@@ -20,12 +20,22 @@ import sqlalchemy as sa
 from pos_gateway.emv.application import MAX_COUNTER
 from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
-from pos_gateway.ledger.bulk import among, beside
+from pos_gateway.ledger.bulk import among, among_both, beside
 from pos_gateway.ledger.reserve import Interval, IntervalSet, Publication, check_invariant, claimable, measure
 from pos_gateway.limits.record import Status
 
 AT_ONCE: Final = 500
 """How many accounts one statement may name."""
+
+LINE: Final = (
+    store.tokens.c.id,
+    store.tokens.c.account_id,
+    store.tokens.c.token_key,
+    store.tokens.c.highest_counter,
+    store.tokens.c.run_start,
+    store.tokens.c.run_end,
+)
+"""What a counter line needs of its token's row."""
 
 _ID_BYTES: Final = 10
 
@@ -90,18 +100,14 @@ class TokenLine:
     """
 
     row: sa.Row[Any]
+    id: str
+    account_id: str
     highest: int
-    run: Interval = (0, 0)
+    run: Interval
     publications: list[Publication] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    """Of the limit records that were published, in the order of `publications`."""
     posted: list[Interval] = field(default_factory=list)
-
-    @property
-    def id(self) -> str:
-        return str(self.row.id)
-
-    @property
-    def account_id(self) -> str:
-        return str(self.row.account_id)
 
     @property
     def status(self) -> TokenStatus:
@@ -212,21 +218,35 @@ def read_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
     )
 
 
-def token_lines(connection: sa.Connection, account_ids: Sequence[str]) -> list[TokenLine]:
-    """Every token of the accounts, in a stable order. Of what was posted, only what can matter is
-    read: points above the lowest start of a publication that has not lapsed, and of those the ones that
-    make up the token's run as that one interval."""
+def token_lines(
+    connection: sa.Connection,
+    account_ids: Sequence[str],
+    columns: Sequence[sa.Column[Any]] = tuple(store.tokens.columns),
+) -> list[TokenLine]:
+    """Every token of the accounts, in a stable order, its row with these columns, `LINE` among them.
+
+    Of what was posted, only what can matter is read: points above the lowest start of a publication that
+    has not lapsed, and of those the ones that make up the token's run as that one interval.
+    """
     tokens, publications = store.tokens.c, store.publications.c
-    rows = connection.execute(
-        sa.select(store.tokens).where(among(connection, tokens.account_id, account_ids)).order_by(tokens.id)
-    )
-    lines = {row.id: TokenLine(row, row.highest_counter, run=(row.run_start, row.run_end)) for row in rows}
+    theirs, also_theirs = among_both(connection, (tokens.account_id, publications.account_id), account_ids)
+    rows = connection.execute(sa.select(*columns).where(theirs).order_by(tokens.id))
+    lines = {
+        row.id: TokenLine(row, row.id, row.account_id, row.highest_counter, (row.run_start, row.run_end))
+        for row in rows.all()
+    }
     standing = sa.select(
-        publications.token_id, publications.highest, publications.ceiling, publications.stands_until_unix_s
-    ).where(among(connection, publications.account_id, account_ids), sa.not_(store.publications.c.lapsed))
-    for token_id, highest, ceiling, stands_until_unix_s in connection.execute(standing):
-        lines[token_id].publications.append(Publication(highest, ceiling, stands_until_unix_s))
-    for token_id, before, after in connection.execute(_posted_besides_runs(connection, lines)):
+        publications.token_id,
+        publications.highest,
+        publications.ceiling,
+        publications.stands_until_unix_s,
+        publications.digest,
+    ).where(also_theirs, sa.not_(store.publications.c.lapsed))
+    for token_id, highest, ceiling, stands_until_unix_s, digest in connection.execute(standing).all():
+        line = lines[token_id]
+        line.publications.append(Publication(highest, ceiling, stands_until_unix_s))
+        line.digests.append(digest)
+    for token_id, before, after in connection.execute(_posted_besides_runs(connection, lines)).all():
         lines[token_id].posted.append((before, after))
     for line in lines.values():
         if line.run[0] < line.run[1]:

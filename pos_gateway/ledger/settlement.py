@@ -84,8 +84,11 @@ class _Judgement:
 
     def all(self, examined: Sequence[Examined]) -> list[RecordVerdict]:
         # A batch that was sent out of order is no reason to let a refund wait for its own payment.
-        payments_first = sorted(range(len(examined)), key=lambda i: examined[i].correction is not None)
-        verdicts = {place: self._judge(examined[place]) for place in payments_first}
+        corrections = [place for place, item in enumerate(examined) if item.correction is not None]
+        if not corrections:
+            return [self._judge(item) for item in examined]
+        payments = [place for place, item in enumerate(examined) if item.correction is None]
+        verdicts = {place: self._judge(examined[place]) for place in (*payments, *corrections)}
         return [verdicts[place] for place in range(len(examined))]
 
     def _judge(self, item: Examined) -> RecordVerdict:
@@ -97,19 +100,19 @@ class _Judgement:
         if seen is not None and seen.content_digest != record.hash:
             reason = "Another payment was presented under the same id before. Both are kept."
             self._after.alarm(AlarmKind.CHANGED_CONTENT, record.id, seen.account_id, reason, record)
-            return RecordVerdict(str(record.id), Verdict.CONFLICT, reason)
+            return RecordVerdict(item.record_id, Verdict.CONFLICT, reason)
         if seen is not None and seen.verdict is Verdict.POSTED:
             reason = _CORRECTED_BEFORE if record.kind.corrects else _DUPLICATE
-            return RecordVerdict(str(record.id), Verdict.DUPLICATE, reason)
+            return RecordVerdict(item.record_id, Verdict.DUPLICATE, reason)
         if seen is not None and seen.verdict is not Verdict.UNKNOWN:
-            return RecordVerdict(str(record.id), seen.verdict, seen.reason)
+            return RecordVerdict(item.record_id, seen.verdict, seen.reason)
 
         other = self._before.sequences.setdefault(record.sequence, record.id)
         if other != record.id:
             detail = f"journal place {record.sequence} is record {other}'s"
             self._after.alarm(AlarmKind.SEQUENCE_REUSED, record.id, None, detail)
         if item.correction is not None:
-            return self._judge_correction(record, item.correction)
+            return self._judge_correction(record, item, item.correction)
         return self._judge_payment(record, item)
 
     def _judge_payment(self, record: Record, item: Examined) -> RecordVerdict:
@@ -131,14 +134,14 @@ class _Judgement:
             if verdict is not Verdict.UNKNOWN:
                 for record_id, correction in self._before.waiting.pop(record.id, ()):
                     self._judge_again(record_id, correction, original)
-        return RecordVerdict(str(record.id), verdict, reason)
+        return RecordVerdict(item.record_id, verdict, reason)
 
-    def _judge_correction(self, record: Record, correction: Correction) -> RecordVerdict:
+    def _judge_correction(self, record: Record, item: Examined, correction: Correction) -> RecordVerdict:
         original = self._before.originals.get(correction.about)
         judged = self._correct(record.id, correction, original)
         account_id = original.account_id if original is not None else None
         self._keep(record, account_id, judged.verdict, judged.reason, correction.about)
-        return RecordVerdict(str(record.id), judged.verdict, judged.reason)
+        return RecordVerdict(item.record_id, judged.verdict, judged.reason)
 
     def _judge_again(self, record_id: uuid.UUID, correction: Correction, original: Original) -> None:
         judged = self._correct(record_id, correction, original)
