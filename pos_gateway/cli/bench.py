@@ -155,6 +155,11 @@ def _sync_text(data: dict[str, Any]) -> str:
         f"end to end {whole['presentments_per_s']}/s ({whole['us_per_record']} µs each)",
         "verifying a record, µs on one core:",
         *(f"  {name.replace('_', ' '):24}{cost:>9}" for name, cost in data["verification_us"].items()),
+        "posting a record, µs (CPU of the ledger's process):",
+        *(
+            f"  {name:24}{cost['wall']:>9}  ({cost['cpu']})"
+            for name, cost in posting["steps_us_per_record"].items()
+        ),
         f"posting {posting['per_s']}/s ({posting['us_per_record']} µs each), "
         f"INSERT … SELECT {posting['insert_select_per_s']}/s ({posting['insert_select_us_per_record']} µs): "
         f"ratio {posting['ratio']} (aim: ≥ {posting['target_ratio']})",

@@ -47,6 +47,7 @@ from pos_gateway.ledger.api import collect_seldom
 from pos_gateway.ledger.config import Identity
 from pos_gateway.ledger.database import database_url
 from pos_gateway.ledger.evidence import examine
+from pos_gateway.ledger.gateways import Gateway
 from pos_gateway.ledger.ledger import Ledger
 from pos_gateway.ledger.settlement import RECEIVABLE, Examined, settle
 from pos_gateway.records import MAX_BATCH_RECORDS, Kind, Record, Verdict, open_proof, presentment_body
@@ -266,6 +267,7 @@ def _posting(place: Path, url: str | None, records: Sequence[Record]) -> dict[st
         batches = range(0, len(records), MAX_BATCH_RECORDS)
         wall_s: tuple[list[float], list[float]] = [], []
         cpu_s: tuple[list[float], list[float]] = [], []
+        steps = _Steps()
         collect_seldom()
         for number, at in enumerate(batches):
             batch = records[at : at + MAX_BATCH_RECORDS]
@@ -273,11 +275,7 @@ def _posting(place: Path, url: str | None, records: Sequence[Record]) -> dict[st
             for turn in (0, 1) if number % 2 else (1, 0):
                 begun, cpu_begun = time.perf_counter(), time.process_time()
                 if turn:
-                    ours.database.transact(
-                        lambda connection, examined=examined: settle(  # type: ignore[misc]
-                            connection, gateway, ours.currency, ours.now_unix_ms(), examined
-                        )
-                    )
+                    _settle(ours, gateway, examined, steps)
                 else:
                     with bare.database.write() as connection:
                         _insert_select(connection, number)
@@ -293,6 +291,7 @@ def _posting(place: Path, url: str | None, records: Sequence[Record]) -> dict[st
         "per_s": round(len(records) / sum(posting_s)),
         "insert_select_us_per_record": round(1e6 * sum(bare_s) / len(records), 1),
         "insert_select_per_s": round(len(records) / sum(bare_s)),
+        "steps_us_per_record": steps.per_record_us(len(records)),
         "ratio": _ratio(wall_s),
         # Of this process alone: SQLite does its work in it, PostgreSQL elsewhere.
         "cpu_us_per_record": round(1e6 * sum(cpu_s[1]) / len(records), 1),
@@ -304,6 +303,44 @@ def _posting(place: Path, url: str | None, records: Sequence[Record]) -> dict[st
 def _ratio(taken_s: tuple[list[float], list[float]]) -> float:
     """Of one batch, and of all of them the one in the middle."""
     return round(statistics.median(bare / ours for bare, ours in zip(*taken_s, strict=True)), 2)
+
+
+class _Steps:
+    """Adds up how long each step of settling took."""
+
+    def __init__(self) -> None:
+        self._wall_s: dict[str, float] = {}
+        self._cpu_s: dict[str, float] = {}
+        self._last_s = self._last_cpu_s = 0.0
+
+    def begin(self) -> None:
+        self._last_s, self._last_cpu_s = time.perf_counter(), time.process_time()
+
+    def done(self, step: str) -> None:
+        wall_s, cpu_s = time.perf_counter(), time.process_time()
+        self._wall_s[step] = self._wall_s.get(step, 0.0) + wall_s - self._last_s
+        self._cpu_s[step] = self._cpu_s.get(step, 0.0) + cpu_s - self._last_cpu_s
+        self._last_s, self._last_cpu_s = wall_s, cpu_s
+
+    def per_record_us(self, records: int) -> dict[str, dict[str, float]]:
+        return {
+            step: {
+                "wall": round(1e6 * self._wall_s[step] / records, 1),
+                "cpu": round(1e6 * self._cpu_s[step] / records, 1),
+            }
+            for step in self._wall_s
+        }
+
+
+def _settle(ledger: Ledger, gateway: Gateway, examined: list[Examined], steps: _Steps) -> None:
+    steps.begin()
+    with ledger.database.write() as connection:
+        steps.done("begin")
+        now_unix_ms = ledger.now_unix_ms()
+        verdicts = settle(connection, gateway, ledger.currency, now_unix_ms, examined, steps.done)
+    steps.done("commit")
+    if any(verdict.verdict is not Verdict.POSTED for verdict in verdicts):
+        raise PosGatewayError("not everything was posted")
 
 
 def _examined(ledger: Ledger, batch: Sequence[Record]) -> list[Examined]:

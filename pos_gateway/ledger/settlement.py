@@ -9,7 +9,7 @@ has read everything before, and writes and checks everything after.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,18 +59,23 @@ def settle(
     currency: Currency,
     now_unix_ms: int,
     examined: Sequence[Examined],
+    done: Callable[[str], object] = lambda step: None,
 ) -> list[RecordVerdict]:
     """Settle one batch of one gateway, once, inside the caller's transaction; the verdicts are in the order
-    of the records.
+    of the records. `done` is told when each step is over: `read`, `judge`, `write`, `check`.
 
     Raises:
         InvariantBroken: a fault of ours; the transaction must not commit.
     """
     before = read_before(connection, gateway, examined, now_unix_ms)
+    done("read")
     after = After(connection, gateway, currency, now_unix_ms)
     verdicts = _Judgement(before, after, now_unix_ms // 1000).all(examined)
+    done("judge")
     after.write()
+    done("write")
     after.check(before)
+    done("check")
     return verdicts
 
 

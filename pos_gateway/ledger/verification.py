@@ -13,7 +13,7 @@ import signal
 import threading
 import uuid
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Final, NamedTuple
@@ -55,13 +55,21 @@ class Verifier:
         slices = [raw[at : at + size] for at in range(0, len(raw), size)]
         pool = self._started()
         try:
-            futures = [pool.submit(_examine_slice, part, gateway) for part in slices]
+            futures = [self._submit(pool, part, gateway) for part in slices]
             return [item for future in futures for item in future.result()]
-        except BrokenProcessPool as error:
+        except (BrokenProcessPool, CancelledError) as error:
             self._give_up(pool)
             raise Unavailable(
                 "a verifying process of the ledger died", advice="send the same batch again"
             ) from error
+
+    def _submit(
+        self, pool: ProcessPoolExecutor, part: Sequence[object], gateway: Gateway
+    ) -> Future[list[Examined]]:
+        try:
+            return pool.submit(_examine_slice, part, gateway)
+        except RuntimeError as error:  # another thread has given the pool up already
+            raise BrokenProcessPool(str(error)) from error
 
     def close(self) -> None:
         with self._lock:
