@@ -188,6 +188,11 @@ def _journal_text(data: dict[str, Any]) -> str:
         widths = zip(columns, (11, 10, 8, 13, 9, 10, 10), strict=True)
         line = f"{waiting:>8}" + "".join(f"{told[column]:>{width}}" for column, width in widths)
         lines.append(line + (f"   (aim: ≥ {told['target_ratio']} × append)" if told["target_ratio"] else ""))
+    for together, told in data["sqlite_alone"].items():
+        lines.append(
+            f"SQLite alone, {together} rows a commit: {told['records_per_s']} records/s, "
+            f"{told['ratio_to_append']} × append, {told['cpu_us_each']} µs CPU each"
+        )
     costs = ", ".join(f"{name.replace('_', ' ')} {cost}" for name, cost in data["costs_us"].items())
     return "\n".join([*lines, f"of a record's own cost, µs: {costs}"])
 
