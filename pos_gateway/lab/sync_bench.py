@@ -46,7 +46,7 @@ from pos_gateway.ledger import store
 from pos_gateway.ledger.api import collect_seldom
 from pos_gateway.ledger.config import Identity
 from pos_gateway.ledger.database import database_url
-from pos_gateway.ledger.evidence import examine
+from pos_gateway.ledger.evidence import card_key, examine
 from pos_gateway.ledger.gateways import Gateway
 from pos_gateway.ledger.ledger import Ledger
 from pos_gateway.ledger.settlement import RECEIVABLE, Examined, settle
@@ -190,7 +190,7 @@ def _synchronise(place: Path, backlog: int) -> dict[str, Any]:
             gateway.stop()
     with Ledger.open(place / "ledger") as books:
         books.check_books()
-        posted = books.verdicts().get(Verdict.POSTED, 0)
+        posted, alarms = books.verdicts().get(Verdict.POSTED, 0), len(books.alarms())
     if posted != backlog:
         raise PosGatewayError(f"{posted} of {backlog} payments were posted")
     return {
@@ -198,7 +198,7 @@ def _synchronise(place: Path, backlog: int) -> dict[str, Any]:
         "presentments_per_s": round(backlog / elapsed_s),
         "us_per_record": round(1e6 * elapsed_s / backlog, 1),
         "posted": posted,
-        "alarms": 0,
+        "alarms": alarms,
     }
 
 
@@ -242,7 +242,7 @@ def _verification(place: Path, records: Sequence[Record]) -> dict[str, float]:
 
         def ac(number: int) -> None:
             card, answer = cards[number], answers[number]
-            key = cryptogram.derive_card_key(issuer.master.ac, card.pan, card.psn)
+            key = card_key(issuer.master.ac, card.pan, card.psn)
             atc, iad = answer.elements[0x9F36], answer.elements[0x9F10]
             cryptogram.application_cryptogram(
                 key, int.from_bytes(atc, "big"), answer.cdol1_values + card.aip + atc + iad

@@ -127,7 +127,7 @@ def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
     if tc.iad.key_index != issuer.master.index:
         raise AuthenticationFailed("made with a key this issuer does not have", step="application cryptogram")
     expected = cryptogram.application_cryptogram(
-        _card_key(issuer.master.ac, card.pan, card.psn),
+        card_key(issuer.master.ac, card.pan, card.psn),
         tc.atc,
         answer.cdol1_values + card_read.aip + tc.atc.to_bytes(2, "big") + tc.iad.to_bytes(),
     )
@@ -152,9 +152,9 @@ def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
 
 
 @lru_cache(maxsize=_CARD_KEYS)
-def _card_key(master_key: bytes, pan: str, psn: int) -> bytes:
+def card_key(master_key: bytes, pan: str, psn: int) -> bytes:
     """A customer pays more than once, and deriving her card's key takes as long as using it."""
-    return cryptogram.derive_card_key(master_key, pan, psn)
+    return cryptogram.derivecard_key(master_key, pan, psn)
 
 
 def _facts(record: Record) -> Facts:
