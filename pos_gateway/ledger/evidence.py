@@ -154,7 +154,7 @@ def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
 @lru_cache(maxsize=_CARD_KEYS)
 def card_key(master_key: bytes, pan: str, psn: int) -> bytes:
     """A customer pays more than once, and deriving her card's key takes as long as using it."""
-    return cryptogram.derivecard_key(master_key, pan, psn)
+    return cryptogram.derive_card_key(master_key, pan, psn)
 
 
 def _facts(record: Record) -> Facts:
