@@ -17,14 +17,25 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from pos_gateway.emv.application import MAX_COUNTER
 from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
-from pos_gateway.ledger.bulk import among
+from pos_gateway.ledger.bulk import among, among_both, beside
 from pos_gateway.ledger.reserve import Interval, IntervalSet, Publication, check_invariant, claimable, measure
 from pos_gateway.limits.record import Status
 
 AT_ONCE: Final = 500
 """How many accounts one statement may name."""
+
+LINE: Final = (
+    store.tokens.c.id,
+    store.tokens.c.account_id,
+    store.tokens.c.token_key,
+    store.tokens.c.highest_counter,
+    store.tokens.c.run_start,
+    store.tokens.c.run_end,
+)
+"""What a counter line needs of its token's row."""
 
 _ID_BYTES: Final = 10
 
@@ -82,24 +93,35 @@ class Account:
 
 @dataclass(slots=True)
 class TokenLine:
-    """A token with what has been published and posted on its counter line; updated while posting."""
+    """A token with what has been published and posted on its counter line; updated while posting.
+
+    `run`: an interval whose points are all posted, as a rule everything up to the newest payment: the
+    claims that make it up need not be read one by one.
+    """
 
     row: sa.Row[Any]
+    id: str
+    account_id: str
     highest: int
+    run: Interval
     publications: list[Publication] = field(default_factory=list)
+    digests: list[bytes] = field(default_factory=list)
+    """Of the limit records that were published, in the order of `publications`."""
     posted: list[Interval] = field(default_factory=list)
-
-    @property
-    def id(self) -> str:
-        return str(self.row.id)
-
-    @property
-    def account_id(self) -> str:
-        return str(self.row.account_id)
 
     @property
     def status(self) -> TokenStatus:
         return TokenStatus(self.row.status)
+
+    def post(self, interval: Interval) -> None:
+        """Go on with the run, or begin a new one above it."""
+        (before, after), (start, end) = interval, self.run
+        if before == end:
+            self.run = start, after
+        elif after == start:
+            self.run = before, end
+        elif before > end:
+            self.run = interval
 
     def claimable(self, now_unix_s: int) -> IntervalSet:
         """U of this token."""
@@ -196,31 +218,60 @@ def read_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
     )
 
 
-def token_lines(connection: sa.Connection, account_ids: Sequence[str]) -> list[TokenLine]:
-    """Every token of the accounts, in a stable order. Of what was posted, only what can matter is
-    read: points above the lowest start of a publication that has not lapsed."""
-    tokens, publications, claims = store.tokens.c, store.publications.c, store.claims.c
-    rows = connection.execute(
-        sa.select(store.tokens).where(among(connection, tokens.account_id, account_ids)).order_by(tokens.id)
-    )
-    lines = {row.id: TokenLine(row, row.highest_counter) for row in rows}
-    standing = sa.and_(among(connection, publications.account_id, account_ids), ~publications.lapsed)
-    for row in connection.execute(sa.select(store.publications).where(standing)):
-        lines[row.token_id].publications.append(
-            Publication(row.highest, row.ceiling, row.stands_until_unix_s)
-        )
-    lowest = (
-        sa.select(publications.token_id, sa.func.min(publications.highest).label("start"))
-        .where(standing)
-        .group_by(publications.token_id)
-        .subquery()
-    )
-    posted = sa.select(claims.token_id, claims.counter_before, claims.counter_after).join(
-        lowest, sa.and_(claims.token_id == lowest.c.token_id, claims.counter_after > lowest.c.start)
-    )
-    for row in connection.execute(posted.where(claims.posted)):
-        lines[row.token_id].posted.append((row.counter_before, row.counter_after))
+def token_lines(
+    connection: sa.Connection,
+    account_ids: Sequence[str],
+    columns: Sequence[sa.Column[Any]] = tuple(store.tokens.columns),
+) -> list[TokenLine]:
+    """Every token of the accounts, in a stable order, its row with these columns, `LINE` among them.
+
+    Of what was posted, only what can matter is read: points above the lowest start of a publication that
+    has not lapsed, and of those the ones that make up the token's run as that one interval.
+    """
+    tokens, publications = store.tokens.c, store.publications.c
+    theirs, also_theirs = among_both(connection, (tokens.account_id, publications.account_id), account_ids)
+    rows = connection.execute(sa.select(*columns).where(theirs).order_by(tokens.id))
+    lines = {
+        row.id: TokenLine(row, row.id, row.account_id, row.highest_counter, (row.run_start, row.run_end))
+        for row in rows.all()
+    }
+    standing = sa.select(
+        publications.token_id,
+        publications.highest,
+        publications.ceiling,
+        publications.stands_until_unix_s,
+        publications.digest,
+    ).where(also_theirs, sa.not_(store.publications.c.lapsed))
+    for token_id, highest, ceiling, stands_until_unix_s, digest in connection.execute(standing).all():
+        line = lines[token_id]
+        line.publications.append(Publication(highest, ceiling, stands_until_unix_s))
+        line.digests.append(digest)
+    for token_id, before, after in connection.execute(_posted_besides_runs(connection, lines)).all():
+        lines[token_id].posted.append((before, after))
+    for line in lines.values():
+        if line.run[0] < line.run[1]:
+            line.posted.append(line.run)
     return list(lines.values())
+
+
+def _posted_besides_runs(connection: sa.Connection, lines: Mapping[str, TokenLine]) -> sa.Select[Any]:
+    ranges = []
+    for line in lines.values():
+        if line.publications:
+            lowest = min(publication.highest for publication in line.publications)
+            start, end = line.run
+            ranges.append((line.id, max(lowest, end), MAX_COUNTER))
+            if lowest < start:
+                ranges.append((line.id, lowest, start))
+    claims = store.claims.c
+    asked = beside(
+        connection, "claim_ranges", (claims.token_id, claims.counter_after, claims.counter_after), ranges
+    )
+    return (
+        sa.select(claims.token_id, claims.counter_before, claims.counter_after)
+        .join_from(asked, store.claims, asked.c.c0 == claims.token_id)
+        .where(claims.counter_after > asked.c.c1, claims.counter_after <= asked.c.c2, claims.posted)
+    )
 
 
 def lines_by_account(lines: Iterable[TokenLine]) -> dict[str, list[TokenLine]]:

@@ -85,6 +85,10 @@ tokens = sa.Table(
     Column("record_status", String(8), nullable=False, default="closed"),
     Column("record_assurance", Integer, nullable=False, default=0),
     Column("issued_unix_ms", BigInteger, nullable=False),
+    # (run_start, run_end]: points of its counter line that are posted without a gap, as a rule up to the
+    # newest payment, so that the claims they come from need not be read again and again. Empty: 0, 0.
+    Column("run_start", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("run_end", BigInteger, nullable=False, default=0, server_default="0"),
 )
 
 merchants = sa.Table(

@@ -22,7 +22,7 @@ from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import Merchant
 from pos_gateway.errors import AuthenticationFailed, InvalidInput, InvalidMessage
 from pos_gateway.lab.virtual_card import VirtualCard
-from pos_gateway.ledger import Ledger, bulk, settlement, store
+from pos_gateway.ledger import Ledger, batch, bulk, store
 from pos_gateway.ledger.accounts import Account, TokenStatus
 from pos_gateway.ledger.evidence import examine
 from pos_gateway.ledger.reserve import InvariantBroken
@@ -216,12 +216,12 @@ def test_a_missing_fact_is_named(shop: Shop, card: VirtualCard) -> None:
 def test_every_byte_of_the_proof_counts(ledger: Ledger, shop: Shop, card: VirtualCard) -> None:
     record, gateway = shop.tap(card, 500), ledger.gateways()[0]
     clear = open_proof(record.proof, ledger.keys.sealing)
-    examine(record, gateway, ledger._issuer)
+    examine(record, gateway, ledger.issuer)
     for at in range(len(clear)):
         changed = clear[:at] + bytes([clear[at] ^ 0x01]) + clear[at + 1 :]
         tampered = shop.record(record.id, record.facts(), shop.seal(changed))
         with pytest.raises((AuthenticationFailed, InvalidInput)):
-            examine(tampered, gateway, ledger._issuer)
+            examine(tampered, gateway, ledger.issuer)
 
 
 def test_a_tampered_proof_is_invalid(ledger: Ledger, account: Account, shop: Shop, card: VirtualCard) -> None:
@@ -474,7 +474,7 @@ def test_a_broken_invariant_undoes_the_whole_batch(
         bulk.update_each(connection, table, name, {key: value + more for key, value in values.items()}, **how)
 
     with monkeypatch.context() as faulty:
-        faulty.setattr(settlement, "update_each", one_too_many)
+        faulty.setattr(batch, "update_each", one_too_many)
         with pytest.raises(InvariantBroken):
             shop.present(record)
     assert ledger.payments() == ()
