@@ -9,7 +9,7 @@ import base64
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from enum import Enum
 from types import MappingProxyType
@@ -19,6 +19,7 @@ import sqlalchemy as sa
 
 from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
+from pos_gateway.ledger.balance import Balance
 from pos_gateway.ledger.bulk import among
 from pos_gateway.ledger.reserve import CounterLine, Publication, check_invariant, measure
 from pos_gateway.limits.record import Status
@@ -84,8 +85,9 @@ class Account:
 
     @property
     def free_minor(self) -> int:
-        """What is neither owed nor reserved, nor paid with money that may be taken back."""
-        return self.limit_minor - self.outstanding_minor - self.uncleared_minor - self.reserve_minor
+        """What may be given out: neither owed nor reserved, nor paid with money that may be taken back."""
+        limit_minor = min(self.limit_minor, self.target_limit_minor)
+        return limit_minor - self.outstanding_minor - self.uncleared_minor - self.reserve_minor
 
 
 @dataclass(slots=True)
@@ -109,18 +111,14 @@ class TokenLine(CounterLine):
 
 @dataclass(slots=True)
 class LockedAccount:
-    """An account that nobody else changes until the transaction ends, with all its tokens' lines.
+    """An account that nobody else changes until the transaction ends: its money, all its tokens' lines.
+    Whoever changes one writes it (`write_balance`, `issue`)."""
 
-    Amounts follow what the transaction does through this module's functions and `issue`.
-    """
-
-    row: sa.Row[Any]
+    id: str
+    currency: str
+    balance: Balance
     lines: list[TokenLine]
     now_unix_s: int
-
-    @property
-    def id(self) -> str:
-        return str(self.row.id)
 
     @property
     def reserve_minor(self) -> int:
@@ -129,12 +127,12 @@ class LockedAccount:
     @property
     def committed_minor(self) -> int:
         """The left side of the invariant."""
-        return int(self.row.outstanding_minor + self.row.uncleared_minor) + self.reserve_minor
+        return self.balance.committed_minor(self.reserve_minor)
 
     @property
     def free_minor(self) -> int:
-        """What may still be given out; below zero after a restore at most."""
-        return int(self.row.limit_minor) - self.committed_minor
+        """What may still be given out; below zero while a cut is not complete, or after a restore."""
+        return self.balance.free_minor(self.reserve_minor)
 
     def line(self, token_id: str) -> TokenLine:
         """
@@ -233,7 +231,19 @@ def lock_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
     if row is None:
         raise NotFound(f"there is no account {account_id}")
     lapse(connection, [account_id], now_unix_s)
-    return LockedAccount(row, token_lines(connection, [account_id]), now_unix_s)
+    lines = token_lines(connection, [account_id])
+    return LockedAccount(row.id, row.currency, balance_of(row), lines, now_unix_s)
+
+
+def balance_of(row: sa.Row[Any]) -> Balance:
+    """The money of an account's row."""
+    return Balance(**{field.name: getattr(row, field.name) for field in fields(Balance)})
+
+
+def write_balance(connection: sa.Connection, account: LockedAccount, balance: Balance) -> None:
+    """From now on this is its money."""
+    connection.execute(store.accounts.update().filter_by(id=account.id).values(**asdict(balance)))
+    account.balance = balance
 
 
 def read_account(connection: sa.Connection, account_id: str, now_unix_s: int) -> Account:

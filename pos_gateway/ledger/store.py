@@ -261,10 +261,11 @@ entries = sa.Table(
     sa.Index(None, "book", "owner_id"),
 )
 
-receipts = sa.Table(
-    "receipts",
+movements = sa.Table(
+    "movements",
     metadata,
-    # Money received for an account, once per reference: a repayment, or funds for the vault.
+    # Money that came in for an account or was asked back from it, once per reference: repayments, funds
+    # into the vault, funds out of it.
     Column("account_id", ForeignKey("accounts.id"), primary_key=True),
     Column("reference", String(64), primary_key=True),
     Column("purpose", String(12), nullable=False),
