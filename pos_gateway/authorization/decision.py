@@ -65,6 +65,7 @@ class Approve:
 class Request:
     """All that is known before the card is asked for a cryptogram.
 
+    `clock_was_trusted`: when the payment started, whose time it will carry.
     `freshness` and `stale_per_tap_cap_minor` are those of the snapshot in use, None without one;
     `record` is the token's limit record in it, None if the snapshot proves that it has none.
     """
@@ -81,6 +82,7 @@ class Request:
     record: LimitRecord | None
     exposure: Exposure
     policy: Policy
+    clock_was_trusted: bool = True
 
 
 def judge_request(request: Request) -> Ask | Decline:
@@ -90,6 +92,8 @@ def judge_request(request: Request) -> Ask | Decline:
         return Decline(Reason.CARD_EXPIRED, "today is outside the card's validity")
     if not clock_is_trusted(request.now_unix_ms, request.clock_high_water_unix_ms, policy):
         return Decline(Reason.UNTRUSTED_CLOCK, "the clock is behind the latest recorded time")
+    if not request.clock_was_trusted:
+        return Decline(Reason.UNTRUSTED_CLOCK, "the clock was behind when this payment began: begin it anew")
     if request.freshness not in (Freshness.FRESH, Freshness.STALE):
         found = request.freshness.value if request.freshness else "none"
         return Decline(Reason.NO_VALID_LIMITS, f"limit snapshot: {found}")
