@@ -89,6 +89,7 @@ class FailedAttempts:
 
 _LEDGER: Final = web.AppKey("ledger", Ledger)
 _ATTEMPTS: Final = web.AppKey("attempts", FailedAttempts)
+_URGENT: Final = web.AppKey("urgent", asyncio.Event)
 _BATCHES: Final = web.AppKey("batches", asyncio.Semaphore)
 
 
@@ -98,6 +99,7 @@ def build_app(ledger: Ledger) -> web.Application:
     app[_LEDGER] = ledger
     app[_ATTEMPTS] = FailedAttempts()
     app[_BATCHES] = asyncio.Semaphore(_MAX_BATCHES_AT_ONCE)
+    app[_URGENT] = asyncio.Event()
     app.add_routes(
         [
             web.post("/v1/enrolments", _enrol),
@@ -124,10 +126,10 @@ async def serve(
     Raises:
         Unavailable: the address is not to be had.
     """
+    app = build_app(ledger)
     renewing = asyncio.create_task(_renew_metadata(ledger), name="metadata")
-    runner = web.AppRunner(
-        build_app(ledger), access_log=None, shutdown_timeout=_SHUTDOWN_S, lingering_time=_LINGERING_S
-    )
+    taking_back = asyncio.create_task(_take_back(ledger, app[_URGENT]), name="taking back")
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S, lingering_time=_LINGERING_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=_tls(ledger))
@@ -143,6 +145,7 @@ async def serve(
         await asyncio.Event().wait()
     finally:
         renewing.cancel()
+        taking_back.cancel()
         await runner.cleanup()
         _log.info("stopped")
 
@@ -155,6 +158,20 @@ async def _renew_metadata(ledger: Ledger) -> None:
         except (PosGatewayError, OSError) as error:
             _log.error("metadata not renewed", reason=str(error))
         await asyncio.sleep(_RENEWAL_S)
+
+
+async def _take_back(ledger: Ledger, urgent: asyncio.Event) -> None:
+    """Tell the shops at once of tokens that must not pay any more: clones that were proven."""
+    while True:
+        try:
+            published = await asyncio.to_thread(ledger.publish_urgent)
+        except (PosGatewayError, OSError) as error:
+            _log.error("blocked tokens not told to the shops yet", reason=str(error))
+        else:
+            if published is not None:
+                _log.warning("blocked tokens told to the shops", version=published.version)
+        await urgent.wait()
+        urgent.clear()
 
 
 def _tls(ledger: Ledger) -> ssl.SSLContext:
@@ -216,6 +233,8 @@ async def _present(request: web.Request) -> web.Response:
         body = await _body(request)
         # Not to be cut off half-way by a client that hangs up: what is under way is finished.
         verdicts = await asyncio.shield(asyncio.to_thread(ledger.present, gateway_id, body, signature))
+    if any(verdict.proves_clone for verdict in verdicts):
+        request.app[_URGENT].set()
     counts: dict[str, int] = {}
     for verdict in verdicts:
         counts[verdict.verdict.value] = counts.get(verdict.verdict.value, 0) + 1
