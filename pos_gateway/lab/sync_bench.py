@@ -337,7 +337,15 @@ def _settle(ledger: Ledger, gateway: Gateway, examined: list[Examined], steps: _
     with ledger.database.write() as connection:
         steps.done("begin")
         now_unix_ms = ledger.now_unix_ms()
-        verdicts = settle(connection, gateway, ledger.currency, now_unix_ms, examined, steps.done)
+        verdicts = settle(
+            connection,
+            gateway,
+            ledger.currency,
+            now_unix_ms,
+            examined,
+            ledger.policy.guarantee,
+            done=steps.done,
+        )
     steps.done("commit")
     if any(verdict.verdict is not Verdict.POSTED for verdict in verdicts):
         raise PosGatewayError("not everything was posted")

@@ -108,6 +108,8 @@ class Tap:
     ceiling: int
     limit_digest: bytes
     at_unix_ms: int
+    previous_digest: bytes
+    """How the card names the TC it gave before this one."""
     plan: Quote | None = None
 
 
@@ -160,6 +162,7 @@ def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
         ceiling=facts.ceiling,
         limit_digest=bytes.fromhex(facts.limit_digest),
         at_unix_ms=facts.at_unix_ms,
+        previous_digest=tc.iad.previous_digest,
         plan=_plan(facts),
     )
 

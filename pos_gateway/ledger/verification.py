@@ -27,8 +27,9 @@ from pos_gateway.ledger.corrections import read_correction
 from pos_gateway.ledger.evidence import Issuer, examine
 from pos_gateway.ledger.gateways import Gateway
 from pos_gateway.ledger.keys import MasterKeys, TokenKey
+from pos_gateway.ledger.renunciations import read_renunciation
 from pos_gateway.money import Currency
-from pos_gateway.records import Record
+from pos_gateway.records import Kind, Record
 
 _SLICES: Final = 2
 """Into how many slices a batch is cut for each process: none then waits long for the slowest."""
@@ -161,6 +162,8 @@ def _examine(raw: object, gateway: Gateway, issuer: Issuer, known: set[bytes]) -
         if record.kind.corrects:
             correction = read_correction(record, gateway, issuer.currency)
             return Examined(record_id, record, correction=correction)
+        if record.kind is Kind.RENUNCIATION:
+            return Examined(record_id, record, renunciation=read_renunciation(record, gateway))
         return Examined(record_id, record, tap=examine(record, gateway, issuer))
     except PosGatewayError as error:
         what = "correction was not accepted" if record.kind.corrects else "payment is not proven"

@@ -18,7 +18,7 @@ from tests.ledger.shop import Shop
 @given(st.permutations(range(12)), st.sets(st.integers(0, 11)))
 def test_a_run_is_posted_in_any_order(order: list[int], torn: set[int]) -> None:
     """Twelve payments of 10 points each, some of which never arrive."""
-    line = TokenLine(None, "", "", 0, (0, 0))  # type: ignore[arg-type]
+    line = TokenLine(0, row=None, id="", account_id="")  # type: ignore[arg-type]
     posted: set[int] = set()
     for place in order:
         if place in torn:
@@ -31,7 +31,7 @@ def test_a_run_is_posted_in_any_order(order: list[int], torn: set[int]) -> None:
 
 
 def test_payments_in_order_make_one_run() -> None:
-    line = TokenLine(None, "", "", 0, (0, 0))  # type: ignore[arg-type]
+    line = TokenLine(0, row=None, id="", account_id="")  # type: ignore[arg-type]
     for place in range(5):
         line.post((100 + 10 * place, 110 + 10 * place))
     assert line.run == (100, 150)
