@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pos_gateway.errors import InvalidConfiguration
 from pos_gateway.ledger.certificates import SignedKey
+from pos_gateway.ledger.reserve import Guarantee
 from pos_gateway.limits.header import RiskPolicy
 
 _DAY_S: Final = 24 * 3600
@@ -73,9 +74,10 @@ class MetadataLives(BaseModel):
 class Policy(BaseModel):
     """The issuer's decisions. Spans in seconds, caps in minor units.
 
-    `presentment_deadline_s` is D: how long after its expiry a ceiling still reserves credit, because
-    payments made under it may still be presented. `token_share_percent`: how much of an account's
-    limit, less what is owed, all its active tokens' reserves may come to; it is split evenly.
+    `presentment_deadline_s` is D and `clock_tolerance_s` is δ: so long after its expiry a ceiling still
+    reserves credit, because payments made under it may still be presented. `token_share_percent`: how much
+    of an account's limit, less what is owed, all its active tokens' reserves may come to; it is split
+    evenly.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
     """
 
@@ -92,6 +94,11 @@ class Policy(BaseModel):
     token_share_percent: int = Field(default=100, ge=0, le=100)
     delta_bases: int = Field(default=7, ge=0, le=100)
     metadata_lives: MetadataLives = MetadataLives()
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What an honest shop is allowed."""
+        return Guarantee(self.clock_tolerance_s, self.presentment_deadline_s)
 
     def risk_policy(self) -> RiskPolicy:
         """What every gateway is told of it."""

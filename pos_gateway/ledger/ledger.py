@@ -254,6 +254,10 @@ class Ledger:
         with cls(home.absolute(), restoring=True, clock=clock) as ledger:
             with ledger._database.write() as connection:
                 replayed = ledger._log.replay(connection)
+                accounts.extend_standing(
+                    connection,
+                    ledger._now_unix_s() + _policy(connection).guarantee.presentment_deadline_s,
+                )
                 number = connection.scalar(sa.select(sa.func.max(store.epochs.c.number))) or 0
                 connection.execute(
                     store.epochs.insert().values(
@@ -264,18 +268,20 @@ class Ledger:
 
     def _check_remembers(self) -> None:
         """Shops may rely on every publication that was logged: nothing may be given out without them."""
-        logged = self._log.versions()
-        if not logged:
-            return
+        logged = (self._log.versions() or [0])[-1]
         with self._database.read() as connection:
             known = connection.scalar(sa.select(sa.func.max(store.snapshots.c.version))) or 0
-        if known < logged[-1]:
-            self._database.close()
-            raise InvalidConfiguration(
-                f"the database knows of {known} snapshots, and {logged[-1]} were published",
-                where="database",
-                advice="if it was restored from a backup, run `pos-gateway ledger restored`",
-            )
+            forgotten = self._log.has_forgotten(connection)
+        if known >= logged and not forgotten:
+            return
+        self._database.close()
+        raise InvalidConfiguration(
+            "the database does not know the last grant that was given out"
+            if forgotten
+            else f"the database knows of {known} snapshots, and {logged} were published",
+            where="database",
+            advice="if it was restored from a backup, run `pos-gateway ledger restored`",
+        )
 
     def close(self) -> None:
         self._database.close()
@@ -303,8 +309,7 @@ class Ledger:
     def policy(self) -> Policy:
         """The policy in force."""
         with self._database.read() as connection:
-            query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
-            return Policy.model_validate_json(connection.scalars(query).one())
+            return _policy(connection)
 
     def set_policy(self, policy: Policy) -> None:
         """Takes effect with the next snapshot."""
@@ -679,6 +684,11 @@ def _create_books(url: sa.URL, policy: Policy, now_unix_ms: int, *, then: Callab
         except BaseException:
             books.migrate("base")
             raise
+
+
+def _policy(connection: sa.Connection) -> Policy:
+    query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
+    return Policy.model_validate_json(connection.scalars(query).one())
 
 
 def _add_policy(connection: sa.Connection, policy: Policy, now_unix_ms: int) -> None:

@@ -29,8 +29,9 @@ from pos_gateway.errors import Conflict, NotFound, Unavailable
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenLine, TokenStatus
 from pos_gateway.ledger.config import Identity, MetadataLives, Policy
+from pos_gateway.ledger.issue import publication_row
 from pos_gateway.ledger.repository import Repository, lacking_signatures
-from pos_gateway.ledger.reserve import allot, measure
+from pos_gateway.ledger.reserve import PublicationKind, allot, measure
 from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.signing import (
     HeaderToSign,
@@ -343,21 +344,12 @@ def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> 
             return count
         last = chunk[-1]
         rows = accounts.lock_accounts(connection, chunk)
-        # Credit of what no longer stands is about to be given away again: from now on it never stands.
-        connection.execute(
-            store.publications.update()
-            .where(
-                store.publications.c.account_id.in_(chunk),
-                ~store.publications.c.lapsed,
-                store.publications.c.stands_until_unix_s < now_unix_s,
-            )
-            .values(lapsed=True)
-        )
+        accounts.lapse(connection, chunk, now_unix_s)
         changes: list[dict[str, object]] = []
         published: list[dict[str, object]] = []
         before_minor: dict[str, int] = {}
         for account_id, lines in accounts.lines_by_account(accounts.token_lines(connection, chunk)).items():
-            owed_minor = rows[account_id].outstanding_minor
+            owed_minor = rows[account_id].outstanding_minor + rows[account_id].uncleared_minor
             before_minor[account_id] = owed_minor + sum(measure(line.claimable(now_unix_s)) for line in lines)
             owable_minor = rows[account_id].limit_minor - owed_minor
             for line, record, publication in _decide_account(owable_minor, lines, terms, policy):
@@ -396,25 +388,23 @@ def _decide_account(
             assurance=line.row.assurance,
         )
         if line.row.record_version == 0 or record != _record(line.row):
-            record = record._replace(sequence=record.sequence + 1)
+            record = record._replace(sequence=line.row.last_sequence + 1)
         if line.id not in ceiling_of:
             yield line, record, None
             continue
         yield (
             line,
             record,
-            {
-                "account_id": line.account_id,
-                "token_id": line.id,
-                "sequence": record.sequence,
-                "snapshot_version": terms.version,
-                "highest": line.highest,
-                "ceiling": record.ceiling,
-                "valid_until_unix_s": terms.valid_until_unix_s,
-                "stands_until_unix_s": terms.valid_until_unix_s + policy.presentment_deadline_s,
-                "lapsed": False,
-                "digest": record.digest(terms.nonce),
-            },
+            publication_row(
+                line,
+                record,
+                kind=PublicationKind.SNAPSHOT,
+                digest=record.digest(terms.nonce),
+                issued_unix_s=now_unix_s,
+                valid_until_unix_s=terms.valid_until_unix_s,
+                guarantee=policy.guarantee,
+                snapshot_version=terms.version,
+            ),
         )
 
 
@@ -431,6 +421,7 @@ _CHANGE: Final = (
                 "record_per_tap_cap_minor",
                 "record_status",
                 "record_assurance",
+                "last_sequence",
             )
         }
     )
@@ -442,6 +433,7 @@ def _change(line: TokenLine, record: LimitRecord, version: int) -> dict[str, obj
         "token_id": line.id,
         "record_version": version,
         "record_sequence": record.sequence,
+        "last_sequence": record.sequence,
         "record_ceiling": record.ceiling,
         "record_per_tap_cap_minor": record.per_tap_cap_minor,
         "record_status": line.status.value,

@@ -125,6 +125,10 @@ GLOBALLY_UNIQUE = {
     "publications": {"token_id"},
     "claims": {"token_id"},
     "presentments": {"gateway_id"},  # with the record id: by gateway, before any account is known
+    "reviews": {"gateway_id"},  # with the record id, as presentments
+    "renunciations": {"token_id"},
+    "write_offs": {"token_id"},
+    "conflicts": {"id"},
     "alarms": {"id"},
 }
 
