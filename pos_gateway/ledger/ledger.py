@@ -3,6 +3,7 @@
 home/ledger.json    who issues, in which currency
 home/keys/          every key, mode 0600
 home/ledger.db      accounts, tokens, presentments, double entry: unless ledger.json names a PostgreSQL
+home/keys/online/   those that sign grants and notes
 home/keys/signing/  those of them that sign what is published; some may lie elsewhere
 home/repository/    the TUF repository: what gateways fetch
 home/staging/       versions that wait for their signatures
@@ -47,7 +48,7 @@ from pos_gateway.errors import (
     NotFound,
     Unavailable,
 )
-from pos_gateway.ledger import accounts, gateways, issuing, postings, store
+from pos_gateway.ledger import accounts, gateways, grants, issuing, online, postings, store
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
 from pos_gateway.ledger.ceremony import Ceremony, first_root
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
@@ -56,6 +57,7 @@ from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
+from pos_gateway.ledger.online import OnlineKeys
 from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher
 from pos_gateway.ledger.repository import Repository, utc
 from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
@@ -128,6 +130,7 @@ class Ledger:
         self.keys = KeyRing.load(home / "keys")
         self._database = Store.open(database_url(database or self.identity.database, home))
         self._log = SignerLog(home / "keys" / "publications")
+        self.online_keys = OnlineKeys(home / "keys" / online.FOLDER)
         self.repository = Repository(home / "repository")
         self._publisher = Publisher(self._database, self.repository, home / "staging", self._log)
         if not restoring:
@@ -201,6 +204,7 @@ class Ledger:
             for keys_of_role in signing.values():
                 for key in keys_of_role:
                     key.write(staging / "keys" / "signing")
+            OnlineKeys(staging / "keys" / online.FOLDER).create()
             chest = KeyChest.open(staging / "keys" / "signing")
             Repository.create(staging / "repository", root, chest, utc(clock()), lives)
             (staging / "staging").mkdir()
@@ -555,6 +559,26 @@ class Ledger:
         """Take a batch; see `postings.present`. The verdicts are durable when this returns."""
         return postings.present(self._database, self._issuer, gateway_id, body, signature, self.now_unix_ms)
 
+    def grant(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """Answer a shop whose card wants its issuer asked; see `grants`."""
+        return self._desk.grant(gateway_id, body, signature)
+
+    def note(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """A note for the card that a shop has just served; see `grants`."""
+        return self._desk.note(gateway_id, body, signature)
+
+    def wallet_challenge(self) -> str:
+        """What a phone's card must sign to be answered; see `grants`."""
+        return self._desk.challenge()
+
+    def wallet_note(self, body: bytes) -> str:
+        """A note for a phone that asks by itself; see `grants`."""
+        return self._desk.wallet_note(body)
+
+    def wallet_return(self, body: bytes) -> str:
+        """Take unused allowance back from a phone; see `grants`."""
+        return self._desk.wallet_return(body)
+
     def payments(self, account_id: str | None = None) -> tuple[Payment, ...]:
         """What was posted, in that order; of one account or of all."""
         transfers, entries = store.transfers.c, store.entries.c
@@ -626,7 +650,12 @@ class Ledger:
 
     def _prepare(self, *, automatic: bool) -> PreparedSnapshot:
         return self._publisher.prepare(
-            self.identity, self.policy, self.keys.token_key.epoch, self._now_unix_s, automatic=automatic
+            self.identity,
+            self.policy,
+            self.keys.token_key.epoch,
+            self._now_unix_s,
+            automatic=automatic,
+            online_keys=[key.public for key in self.online_keys.all()],
         )
 
     def _release(self, version: int) -> PublishedSnapshot:
@@ -644,6 +673,12 @@ class Ledger:
             if free:
                 with contextlib.suppress(Unavailable, Conflict):
                     self._release(version)
+
+    @cached_property
+    def _desk(self) -> grants.Desk:
+        return grants.Desk(
+            self._database, self._issuer, self.online_keys, self._log, lambda: self.policy, self.now_unix_ms
+        )
 
     @cached_property
     def _issuer(self) -> Issuer:
