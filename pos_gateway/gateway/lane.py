@@ -175,6 +175,7 @@ class Lane:
             except Exception as error:  # noqa: BLE001 - one payment's bug must not end the lane
                 _log.exception("payment failed", payment=str(payment.id))
                 final = self._view(payment, State.FAILED, message=f"internal error {type(error).__name__}")
+            self._till.end(payment)
             self._reader.indicate(
                 Indication.APPROVED if final.state is State.APPROVED else Indication.DECLINED
             )

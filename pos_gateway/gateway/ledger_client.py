@@ -24,7 +24,7 @@ from pos_gateway.errors import (
 )
 from pos_gateway.gateway.fetcher import HttpsRepository
 from pos_gateway.inquiry import Inquiry, OnlineAnswer
-from pos_gateway.records import Record, Verdict, parse_object, presentment_body, sign_batch
+from pos_gateway.records import Complete, Record, Verdict, parse_object, presentment_body, sign_batch
 
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
 _MAX_REASON_CHARACTERS: Final = 300
@@ -38,6 +38,21 @@ class Answer:
     record_id: UUID
     verdict: Verdict
     reason: str
+
+
+class Answers(list[Answer]):
+    """One answer per presented record, in order. `epoch` is that of the ledger's database, empty if it did
+    not say."""
+
+    epoch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """A ledger that is there: its clock, and the epoch of its database, empty if it did not say."""
+
+    time_unix_ms: int
+    epoch: str
 
 
 class LedgerClient:
@@ -75,7 +90,12 @@ class LedgerClient:
 
     async def ledger_time_unix_ms(self) -> int:
         """Is it there, and what time does it have?"""
-        return _integer(_object(await self._exchange("GET", "/v1/health")), "time_unix_ms")
+        return (await self.greet()).time_unix_ms
+
+    async def greet(self) -> Greeting:
+        """Is it there, what time does it have, and which epoch?"""
+        answer = _object(await self._exchange("GET", "/v1/health"))
+        return Greeting(_integer(answer, "time_unix_ms"), _text(answer.get("epoch")))
 
     @property
     def repository(self) -> HttpsRepository:
@@ -83,20 +103,25 @@ class LedgerClient:
         return HttpsRepository(self._url, self._fingerprint)
 
     async def present(
-        self, gateway_id: str, records: Sequence[Record], signer: Ed25519PrivateKey
-    ) -> list[Answer]:
+        self,
+        gateway_id: str,
+        records: Sequence[Record],
+        signer: Ed25519PrivateKey,
+        complete: Complete | None = None,
+    ) -> Answers:
         """Present a batch; one answer per record, in its order. Presenting it again is harmless.
 
         Raises:
             AuthenticationFailed: the ledger does not accept this gateway's signature.
             InvalidMessage: the verdicts are not exactly those of the batch.
         """
-        body = presentment_body(gateway_id, records)
+        body = presentment_body(gateway_id, records, complete)
         answer = _object(await self._signed("/v1/presentments", gateway_id, body, signer))
         verdicts = answer.get("verdicts")
         if not isinstance(verdicts, list):
             raise InvalidMessage("no list", where="ledger's answer, field verdicts")
-        answers = [_answer(raw) for raw in verdicts]
+        answers = Answers(_answer(raw) for raw in verdicts)
+        answers.epoch = _text(answer.get("epoch"))
         if [answer.record_id for answer in answers] != [record.id for record in records]:
             raise InvalidMessage("verdicts of other records than were presented", where="ledger's answer")
         return answers

@@ -30,7 +30,7 @@ from pos_gateway.authorization.decision import (
     judge_cryptogram,
     judge_request,
 )
-from pos_gateway.authorization.policy import Exposure, Policy
+from pos_gateway.authorization.policy import Exposure, Policy, clock_is_trusted
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.emv.apdu import CryptogramKind
 from pos_gateway.emv.application import (
@@ -58,6 +58,7 @@ from pos_gateway.errors import (
     InvalidCardData,
     InvalidSnapshot,
 )
+from pos_gateway.gateway.completeness import OpenPayments
 from pos_gateway.gateway.corrections import Corrections
 from pos_gateway.gateway.readers.port import CardChannel
 from pos_gateway.limits.header import SnapshotHeader, freshness
@@ -116,6 +117,8 @@ class Payment:
     sequence_counter: int
     elements: Mapping[int, bytes] = field(repr=False)
     seal: Seal = field(repr=False)
+    clock_was_trusted: bool = True
+    """When it started, which is the time it carries."""
     asked: dict[bytes, Asked] = field(default_factory=dict, repr=False)
 
 
@@ -188,6 +191,7 @@ class Till:
         self._clock = clock
         self._random_bytes = random_bytes
         self._claims = _Claims(journal)
+        self.open_payments = OpenPayments()
         self.corrections = Corrections(
             journal,
             {
@@ -206,7 +210,22 @@ class Till:
         Raises:
             InvalidInput: the amount does not fit a card.
         """
-        station, now, unpredictable_number = self.station, self._clock(), self._random_bytes(4)
+        now = self._clock()
+        # Open first, trusted or not after that: see `completeness`.
+        self.open_payments.begin(payment_id, _unix_ms(now))
+        try:
+            return self._begun(payment_id, amount_minor, now, sequence_counter)
+        except BaseException:
+            self.open_payments.end(payment_id)
+            raise
+
+    def end(self, payment: Payment) -> None:
+        """No card may approve it any more, if none has: called once its outcome is told."""
+        self.open_payments.end(payment.id)
+
+    def _begun(self, payment_id: UUID, amount_minor: int, now: datetime, sequence_counter: int) -> Payment:
+        station, unpredictable_number = self.station, self._random_bytes(4)
+        trusted = clock_is_trusted(_unix_ms(now), self._journal.latest_at_unix_ms, self.policy)
         sale = Sale(
             amount_minor=amount_minor,
             currency_numeric=station.currency.numeric,
@@ -229,6 +248,7 @@ class Till:
             sequence_counter=sequence_counter,
             elements=sale.elements(),
             seal=Seal(self._sealing_key, self._random_bytes),
+            clock_was_trusted=trusted,
         )
 
     def tap(
@@ -329,6 +349,7 @@ class Till:
                 amount_minor=payment.amount_minor,
                 today=now.date(),
                 now_unix_ms=_unix_ms(now),
+                clock_was_trusted=payment.clock_was_trusted,
                 clock_high_water_unix_ms=self._journal.latest_at_unix_ms,
                 card_effective=authentic.effective,
                 card_expires=authentic.expires,
