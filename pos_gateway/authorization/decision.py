@@ -155,6 +155,16 @@ def why_not_ask_issuer(request: Request) -> str | None:
     return online_cap_reached(request.online, request.exposure, request.amount_minor)
 
 
+def judge_arqc(request: Request, asked: Ask) -> Decline | None:
+    """The card wants its issuer asked. None: ask it; else why this ends here."""
+    why = why_not_ask_issuer(request)
+    if why is None:
+        return None
+    if asked.issuer_first:
+        return Decline(Reason.UNKNOWN_TOKEN if request.record is None else Reason.OVER_TAP_CAP, why)
+    return Decline(Reason.OVER_CEILING, f"the card's counter would pass the ceiling; {why}")
+
+
 def judge_grant(request: Request, grant: AtHand, asked_ceiling: int) -> Ask | Decline:
     """After an ARQC: may the card be asked once more, with the ceiling of this grant? The same judgement as
     before it, of all that is known now."""
@@ -201,6 +211,16 @@ class Evidence:
     kind: CryptogramKind
     iad: Iad
     policy: Policy
+
+
+def claimed_by(sale_id: UUID, amount_minor: int, iad: Iad) -> Interval | None:
+    """The points that a TC claims, whether it can be approved or not; None if it claims none that exist.
+
+    Raises:
+        InvalidCardData: its counter field is no clear counter.
+    """
+    after = iad.counter_after
+    return Interval(after - amount_minor, after, sale_id) if 0 <= after - amount_minor < after else None
 
 
 def judge_cryptogram(evidence: Evidence) -> Claim | Decline:

@@ -92,6 +92,11 @@ class SynchroniserSettings(_Section):
     interval_s: _Seconds
 
 
+class GrantSettings(_Section):
+    budget_ms: int = Field(ge=0, le=60_000)
+    write_notes: bool
+
+
 class JournalSettings(_Section):
     headroom_bytes: int = Field(ge=0)
 
@@ -106,6 +111,7 @@ class Settings(_Section):
     reader: ReaderChoice
     http: Http
     synchroniser: SynchroniserSettings
+    grants: GrantSettings
     journal: JournalSettings
 
     def policy(self) -> Policy:
