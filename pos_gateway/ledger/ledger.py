@@ -58,12 +58,13 @@ from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
 from pos_gateway.ledger.online import OnlineKeys
-from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher
+from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher, online_terms
 from pos_gateway.ledger.repository import Repository, utc
 from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
 from pos_gateway.ledger.signer_log import Replayed, SignerLog
 from pos_gateway.ledger.signing import KeyChest, Role, new_signing_key
 from pos_gateway.ledger.store import Store
+from pos_gateway.limits.header import OnlineTerms
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
 from pos_gateway.records import Verdict
@@ -558,6 +559,11 @@ class Ledger:
     def present(self, gateway_id: str, body: bytes, signature: bytes) -> list[RecordVerdict]:
         """Take a batch; see `postings.present`. The verdicts are durable when this returns."""
         return postings.present(self._database, self._issuer, gateway_id, body, signature, self.now_unix_ms)
+
+    def online_terms(self) -> OnlineTerms:
+        """What the limits in force let online keys do."""
+        with self._database.read() as connection:
+            return online_terms(connection)
 
     def grant(self, gateway_id: str, body: bytes, signature: bytes) -> str:
         """Answer a shop whose card wants its issuer asked; see `grants`."""
