@@ -43,6 +43,7 @@ from pos_gateway.inquiry import (
 )
 from pos_gateway.ledger import accounts, gateways, store
 from pos_gateway.ledger.accounts import LockedAccount, TokenLine, TokenStatus
+from pos_gateway.ledger.batch import AlarmKind
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.issue import Issued, issue
@@ -54,7 +55,6 @@ from pos_gateway.ledger.reserve import (
     contains,
     next_ceiling,
 )
-from pos_gateway.ledger.settlement import AlarmKind
 from pos_gateway.ledger.shown import Shown, read_shown
 from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.store import Store

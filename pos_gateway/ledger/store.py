@@ -94,6 +94,10 @@ tokens = sa.Table(
     Column("issued_unix_ms", BigInteger, nullable=False),
     # The highest sequence of any record issued for it: by snapshot, grant or note.
     Column("last_sequence", BigInteger, nullable=False, server_default=sa.text("0")),
+    # (run_start, run_end]: points of its counter line that are posted without a gap, as a rule up to the
+    # newest payment, so that the claims they come from need not be read again and again. Empty: 0, 0.
+    Column("run_start", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("run_end", BigInteger, nullable=False, default=0, server_default="0"),
 )
 
 merchants = sa.Table(
@@ -276,10 +280,11 @@ entries = sa.Table(
     sa.Index(None, "book", "owner_id"),
 )
 
-receipts = sa.Table(
-    "receipts",
+movements = sa.Table(
+    "movements",
     metadata,
-    # Money received for an account, once per reference: a repayment, or funds for the vault.
+    # Money that came in for an account or was asked back from it, once per reference: repayments, funds
+    # into the vault, funds out of it.
     Column("account_id", ForeignKey("accounts.id"), primary_key=True),
     Column("reference", String(64), primary_key=True),
     Column("purpose", String(12), nullable=False),

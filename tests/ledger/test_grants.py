@@ -35,8 +35,8 @@ from pos_gateway.lab.phone import Phone
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger import Ledger, store
 from pos_gateway.ledger.accounts import TokenStatus
+from pos_gateway.ledger.batch import AlarmKind
 from pos_gateway.ledger.config import OnlinePolicy, Policy
-from pos_gateway.ledger.settlement import AlarmKind
 from pos_gateway.limits.note import open_note
 from pos_gateway.limits.record import LimitRecord
 from pos_gateway.limits.single import Kind, SingleLimit, read_single, why_not
