@@ -24,6 +24,7 @@ FLOORS = {
     "pos_gateway.enrolment": 3,
     "pos_gateway.inquiry": 3,
     "pos_gateway.conflict": 3,
+    "pos_gateway.signers": 3,
     "pos_gateway.distribution": 3,
     "pos_gateway.snapshot_file": 3,
     "pos_gateway.gateway": 4,

@@ -107,6 +107,8 @@ class Policy(BaseModel):
     of an account's limit, less what is owed, all its active tokens' reserves may come to; it is split
     evenly.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
+    `certificate_life_s`: of a gateway's certificate. `certificate_grace_s`: how long after it a gateway may
+    still ask for the next one, by its device key alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -121,6 +123,8 @@ class Policy(BaseModel):
     card_tc_rate_limit: int = Field(default=50, gt=0)
     token_share_percent: int = Field(default=100, ge=0, le=100)
     delta_bases: int = Field(default=7, ge=0, le=100)
+    certificate_life_s: int = Field(default=30 * _DAY_S, ge=60)
+    certificate_grace_s: int = Field(default=90 * _DAY_S, ge=0)
     metadata_lives: MetadataLives = MetadataLives()
     online: OnlinePolicy = OnlinePolicy()
 

@@ -115,6 +115,8 @@ enrolment_codes = sa.Table(
     Column("merchant_id", ForeignKey("merchants.id"), nullable=False),
     Column("expires_unix_ms", BigInteger, nullable=False),
     Column("used_unix_ms", BigInteger),
+    # By whom: the same gateway may ask again, should the answer have been lost.
+    Column("gateway_id", String(32)),
 )
 
 gateways = sa.Table(
@@ -126,11 +128,42 @@ gateways = sa.Table(
     Column("public_key", LargeBinary(32), nullable=False, unique=True),
     Column("enrolled_unix_ms", BigInteger, nullable=False),
     Column("last_presented_unix_ms", BigInteger),
+    Column("status", String(12), nullable=False, server_default="active"),
+    # Since the last action on it; 0 before any.
+    Column("status_since_unix_ms", BigInteger, nullable=False, server_default="0"),
     # Every approval it stamped up to here has been presented, says the gateway: later ones that claim an
     # earlier time are not believed, and what was granted to its terminal before is free again.
     Column("complete_until_unix_ms", BigInteger),
     # Since when its records are held for review.
     Column("suspended_unix_ms", BigInteger),
+)
+
+gateway_actions = sa.Table(
+    "gateway_actions",
+    metadata,
+    # Who suspended, revoked or reinstated which gateway, when and why.
+    Column("id", sa.Uuid, primary_key=True),
+    Column("gateway_id", ForeignKey("gateways.id"), nullable=False, index=True),
+    Column("action", String(12), nullable=False),
+    Column("by", String(64), nullable=False),
+    Column("reason", String(200), nullable=False),
+    Column("at_unix_ms", BigInteger, nullable=False),
+)
+
+certificates = sa.Table(
+    "certificates",
+    metadata,
+    # Every client certificate given out. Without its row none is let in.
+    Column("serial", LargeBinary(20), primary_key=True),
+    Column("gateway_id", ForeignKey("gateways.id"), nullable=False),
+    # 1, 2, … of its gateway: clocks of replicas differ, this does not.
+    Column("number", Integer, nullable=False),
+    Column("public_key_digest", LargeBinary(32), nullable=False),
+    Column("issued_unix_ms", BigInteger, nullable=False),
+    Column("not_after_unix_ms", BigInteger, nullable=False),
+    Column("first_used_unix_ms", BigInteger),
+    Column("revoked_unix_ms", BigInteger),
+    sa.UniqueConstraint("gateway_id", "number"),
 )
 
 snapshots = sa.Table(

@@ -13,7 +13,7 @@ from alembic import op
 from pos_gateway.ledger.migrations import make_immutable
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
