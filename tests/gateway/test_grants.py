@@ -25,6 +25,7 @@ from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, TapAg
 from pos_gateway.inquiry import NoteToWrite, OnlineAnswer
 from pos_gateway.lab.direct_line import Mishap
 from pos_gateway.lab.field import DirectChannel
+from pos_gateway.lab.forged_card import with_another_icc_key
 from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger.accounts import TokenStatus
@@ -414,6 +415,14 @@ def test_a_tc_that_was_read_and_declined_is_renounced_with_its_evidence(
     facts = renounced.facts()
     assert facts["counter_after"] == clone.state.counter
     assert renounced.proof
+
+
+def test_a_forged_card_s_answer_leaves_nothing_to_renounce(
+    shop: Shop, token: tuple[str, Personalisation]
+) -> None:
+    forged = VirtualCard(with_another_icc_key(token[1]))
+    assert reason(pay(shop, forged, 1_000)) is Reason.AUTHENTICATION_FAILED
+    assert of_kind(shop, Kind.RENUNCIATION) == []
 
 
 def test_what_a_card_claimed_in_a_declined_payment_is_remembered(
