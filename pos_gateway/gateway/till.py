@@ -668,6 +668,7 @@ class Till:
             "merchant_id": self.station.merchant_id,
             "token_key": token_key.hex(),
             "token_last4": asked.last4,
+            "cdol1_values": asked.cdol1_values.hex(),
             "previous_digest": previous_digest(asked.cdol1_values).hex(),
         }
         if asked.claimed is not None:
