@@ -93,6 +93,11 @@ class SynchroniserSettings(_Section):
     warn_share_percent: int = Field(ge=0, le=100)
 
 
+class GrantSettings(_Section):
+    budget_ms: int = Field(ge=0, le=60_000)
+    write_notes: bool
+
+
 class JournalSettings(_Section):
     headroom_bytes: int = Field(ge=0)
     keep_days: int = Field(ge=1, le=36_600)
@@ -108,6 +113,7 @@ class Settings(_Section):
     reader: ReaderChoice
     http: Http
     synchroniser: SynchroniserSettings
+    grants: GrantSettings
     journal: JournalSettings
 
     def policy(self) -> Policy:

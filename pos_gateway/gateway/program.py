@@ -31,6 +31,7 @@ from pos_gateway.gateway.events import Event, Hub
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.identity import load_enrolment, load_identity
+from pos_gateway.gateway.issuer_line import IssuerLine, LedgerLine
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.journal_view import Refusals
 from pos_gateway.gateway.lane import Lane, PaymentView
@@ -90,6 +91,7 @@ def make_till(
     *,
     clock: Clock = local_now,
     random_bytes: Callable[[int], bytes] = os.urandom,
+    issuer: IssuerLine | None = None,
 ) -> Till:
     """
     Raises:
@@ -111,6 +113,9 @@ def make_till(
         sealing_key=X25519PublicKey.from_public_bytes(enrolment.sealing_key),
         clock=clock,
         random_bytes=random_bytes,
+        issuer=issuer,
+        grant_budget_s=settings.grants.budget_ms / 1000,
+        write_notes=settings.grants.write_notes,
     )
 
 
@@ -176,7 +181,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         def status_changed() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        till = make_till(enrolment, settings, journal, feed)
+        issuer = LedgerLine(client, key, loop, lambda: synchroniser.state.line is not Line.DOWN)
+        till = make_till(enrolment, settings, journal, feed, issuer=issuer)
         refusals = Refusals(journal.view.refused)
 
         def synchronised(_: SynchroniserState) -> None:
@@ -226,6 +232,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 feed,
                 synchroniser.state,
                 payments,
+                till.singles,
                 now_unix_ms(),
                 certificate=certificates.state(),
             )

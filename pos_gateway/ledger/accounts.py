@@ -32,6 +32,7 @@ LINE: Final = (
     store.tokens.c.id,
     store.tokens.c.account_id,
     store.tokens.c.token_key,
+    store.tokens.c.status,
     store.tokens.c.highest_counter,
     store.tokens.c.run_start,
     store.tokens.c.run_end,

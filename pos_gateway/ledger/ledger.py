@@ -3,6 +3,7 @@
 home/ledger.json    who issues, in which currency
 home/keys/          every key, mode 0600
 home/ledger.db      accounts, tokens, presentments, double entry: unless ledger.json names a PostgreSQL
+home/keys/online/   those that sign grants and notes
 home/keys/signing/  those of them that sign what is published; some may lie elsewhere
 home/repository/    the TUF repository: what gateways fetch
 home/staging/       versions that wait for their signatures
@@ -55,8 +56,10 @@ from pos_gateway.ledger import (
     admission,
     conflicts,
     gateways,
+    grants,
     issuing,
     movements,
+    online,
     postings,
     reviews,
     store,
@@ -70,13 +73,15 @@ from pos_gateway.ledger.config import Identity, Policy, policy_in_force
 from pos_gateway.ledger.conflicts import ConflictFound
 from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
-from pos_gateway.ledger.gateways import CODE_LIFE_S, Action, Gateway, GatewayAction
+from pos_gateway.ledger.gateways import CODE_LIFE_S, Action, Gateway, GatewayAction, GatewayStatus
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key, make_authority
 from pos_gateway.ledger.movements import Movement, Purpose
+from pos_gateway.ledger.online import OnlineKeys
 from pos_gateway.ledger.publisher import (
     PreparedSnapshot,
     PublishedSnapshot,
     Publisher,
+    online_terms,
     to_take_back,
 )
 from pos_gateway.ledger.repository import Repository, utc
@@ -86,6 +91,7 @@ from pos_gateway.ledger.signer_log import Replayed, SignerLog
 from pos_gateway.ledger.signing import KeyChest, Role, new_signing_key
 from pos_gateway.ledger.store import Store
 from pos_gateway.ledger.verification import Verifier
+from pos_gateway.limits.header import OnlineTerms
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
 from pos_gateway.records import Verdict
@@ -156,6 +162,7 @@ class Ledger:
         self._database = Store.open(database_url(database or self.identity.database, home))
         self._log = SignerLog(home / "keys" / "publications")
         self._revoked = home / "keys" / "revoked"
+        self.online_keys = OnlineKeys(home / "keys" / online.FOLDER)
         self.repository = Repository(home / "repository")
         self._publisher = Publisher(self._database, self.repository, home / "staging", self._log)
         if not restoring:
@@ -230,6 +237,7 @@ class Ledger:
             for keys_of_role in signing.values():
                 for key in keys_of_role:
                     key.write(staging / "keys" / "signing")
+            OnlineKeys(staging / "keys" / online.FOLDER).create()
             chest = KeyChest.open(staging / "keys" / "signing")
             Repository.create(staging / "repository", root, chest, utc(clock()), lives)
             (staging / "staging").mkdir()
@@ -811,6 +819,33 @@ class Ledger:
         """What a batch says before the database is asked; see `postings.examine`."""
         return postings.examine(self._verifier, gateway, body)
 
+    def online_terms(self) -> OnlineTerms:
+        """What the limits in force let online keys do."""
+        with self._database.read() as connection:
+            return online_terms(connection)
+
+    def grant(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """Answer a shop whose card wants its issuer asked; see `grants`."""
+        self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
+        return self._desk.grant(gateway_id, body, signature)
+
+    def note(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """A note for the card that a shop has just served; see `grants`."""
+        self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
+        return self._desk.note(gateway_id, body, signature)
+
+    def wallet_challenge(self) -> str:
+        """What a phone's card must sign to be answered; see `grants`."""
+        return self._desk.challenge()
+
+    def wallet_note(self, body: bytes) -> str:
+        """A note for a phone that asks by itself; see `grants`."""
+        return self._desk.wallet_note(body)
+
+    def wallet_return(self, body: bytes) -> str:
+        """Take unused allowance back from a phone; see `grants`."""
+        return self._desk.wallet_return(body)
+
     def payments(self, account_id: str | None = None) -> tuple[Payment, ...]:
         """What was posted, in that order; of one account or of all."""
         transfers, entries = store.transfers.c, store.entries.c
@@ -882,7 +917,12 @@ class Ledger:
 
     def _prepare(self, *, automatic: bool) -> PreparedSnapshot:
         prepared = self._publisher.prepare(
-            self.identity, self.policy, self.keys.token_key.epoch, self._now_unix_s, automatic=automatic
+            self.identity,
+            self.policy,
+            self.keys.token_key.epoch,
+            self._now_unix_s,
+            automatic=automatic,
+            online_keys=[key.public for key in self.online_keys.all()],
         )
         if prepared is None:
             raise NotFound("nothing was prepared")
@@ -903,6 +943,12 @@ class Ledger:
             if free:
                 with contextlib.suppress(Unavailable, Conflict):
                     self._release(version)
+
+    @cached_property
+    def _desk(self) -> grants.Desk:
+        return grants.Desk(
+            self._database, self.issuer, self.online_keys, self._log, lambda: self.policy, self.now_unix_ms
+        )
 
     @cached_property
     def issuer(self) -> Issuer:

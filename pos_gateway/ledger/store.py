@@ -213,6 +213,21 @@ publications = sa.Table(
     ),
 )
 
+online_answers = sa.Table(
+    "online_answers",
+    metadata,
+    # What was answered on the spot, so that the same question gets the same answer. `asker` is a gateway, or
+    # `wallet`; `sale_id` what the card was bound to: a sale, or a challenge of ours.
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("token_id", ForeignKey("tokens.id"), primary_key=True),
+    Column("asker", String(32), primary_key=True),
+    Column("sale_id", sa.Uuid, primary_key=True),
+    Column("purpose", String(8), primary_key=True),
+    Column("content_digest", LargeBinary(32), nullable=False),
+    Column("answer", String, nullable=False),
+    Column("answered_unix_ms", BigInteger, nullable=False),
+)
+
 presentments = sa.Table(
     "presentments",
     metadata,

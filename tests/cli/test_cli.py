@@ -56,8 +56,8 @@ def test_the_journal_is_listed_shown_and_verified(told: Told, run: Run) -> None:
     code, listed = run("journal", "list", "--home", home, "--limit", "1000")
     assert code == 0
     kinds = [record["kind"] for record in listed["records"]]
-    assert kinds.count("authorization") == 4
-    assert kinds.count("decline") == 4
+    assert kinds.count("authorization") == 6
+    assert kinds.count("decline") == 5
     first = next(record for record in listed["records"] if record["kind"] == "authorization")
     code, shown = run("journal", "show", first["id"], "--home", home)
     assert (code, shown["hash"]) == (0, first["hash"])
@@ -120,7 +120,7 @@ def test_every_changed_byte_of_a_snapshot_is_refused(told: Told, run: Run, tmp_p
 def test_the_ledger_tells_what_it_holds(told: Told, run: Run) -> None:
     home = told[0] / "ledger"
     code, shown = run("ledger", "show", "--home", home)
-    assert (code, shown["verdicts"], shown["out_of_balance_minor"]) == (0, {"posted": 4}, 0)
+    assert (code, shown["verdicts"], shown["out_of_balance_minor"]) == (0, {"posted": 6}, 0)
     code, listed = run("ledger", "account", "list", "--home", home)
     assert [account["holder"] for account in listed["accounts"]] == ["Mei", "Tom", "Eve"]
     mei = listed["accounts"][0]

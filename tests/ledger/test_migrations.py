@@ -132,6 +132,7 @@ GLOBALLY_UNIQUE = {
     "accounts": {"id"},
     "tokens": {"id", "token_key"},  # 80 random bits; an HMAC of a token number that stands once
     "publications": {"token_id"},
+    "online_answers": {"token_id"},
     "claims": {"token_id"},
     "presentments": {"gateway_id"},  # with the record id: by gateway, before any account is known
     "reviews": {"gateway_id"},  # with the record id, as presentments
