@@ -248,3 +248,31 @@ def test_a_database_password_is_not_taken_from_the_command_line(run: Run, tmp_pa
     assert (code, "pgpass" in answer["error"]["advice"]) == (3, True)
     assert "hunter2" not in str(answer)
     assert not (tmp_path / "l").exists()
+
+
+def test_money_limits_and_suspension_on_the_command_line(run: Run, tmp_path: Path) -> None:
+    home = tmp_path / "ledger"
+    assert run("ledger", "init", "--issuer", "X", "--home", home)[0] == 0
+    _, account = run("ledger", "account", "open", "--holder", "Li", "--limit", "100", "--home", home)
+    who = account["id"]
+    for _ in range(2):
+        code, got = run("ledger", "vault", "lock", who, "50", "--reference", "in", "--home", home)
+        assert (code, got["limit_minor"], got["free_minor"]) == (0, 15_000, 10_000)
+    assert run("ledger", "vault", "final", who, "in", "--home", home)[1]["free_minor"] == 15_000
+    _, got = run("ledger", "vault", "unlock", who, "20", "--reference", "out", "--home", home)
+    assert (got["vault_minor"], got["vault_leaving_minor"], got["limit_minor"]) == (3_000, 0, 13_000)
+    _, got = run("ledger", "account", "limit", who, "40", "--home", home)
+    assert (got["limit_minor"], got["target_limit_minor"]) == (7_000, 7_000)
+    run("ledger", "repayment", "receive", who, "5", "--reference", "r", "--home", home)
+    assert run("ledger", "repayment", "bounced", who, "r", "--home", home)[1]["state"] == "bounced"
+    assert run("ledger", "repayment", "final", who, "r", "--home", home)[0] == 6
+    _, listed = run("ledger", "repayment", "list", who, "--home", home)
+    assert {row["reference"] for row in listed["movements"]} == {"in", "out", "r"}
+    assert run("ledger", "review", "list", "--home", home) == (0, {"reviews": []})
+    assert run("ledger", "conflict", "list", "--home", home) == (0, {"conflicts": []})
+    assert run("ledger", "conflict", "export", "x", "--home", home)[0] == 3
+    assert run("ledger", "snapshot", "urgent", "--home", home) == (0, {"version": None})
+    assert run("ledger", "gateway", "suspend", "gw-none", "--home", home)[0] == 4
+    (tmp_path / "none.conflict").write_text("{}")
+    assert run("conflict", "verify", tmp_path / "none.conflict")[0] == 3
+    assert run("conflict", "verify", tmp_path / "missing")[0] == 7
