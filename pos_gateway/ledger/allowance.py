@@ -1,88 +1,121 @@
 """How much of an account's free credit becomes ceiling, and on which of its tokens. Pure.
 
-The invariant says what may be given out; this says what should be. What a token holds as reserve can be
-spent where there is no line, and nowhere else: too little declines taps in cut-off shops, too much
-declines what its owner buys elsewhere. So the plan goes by use: by what each token has spent lately, by
-its largest taps, and by how soon its reserve could be got back if it is wanted elsewhere. A phone returns
-what it does not need whenever it has a network; plastic keeps what it has until it lapses.
+The invariant says what may be given out; this says what should be. Reserve can be spent where there is no
+line, and nowhere else: too little declines taps in cut-off shops, too much declines what its owner buys
+elsewhere. What decides is how soon it can be got back. A phone returns what it does not need whenever it
+has a network, so it may hold all that nobody else wants. Plastic keeps what it has until it lapses: a
+record in a snapshot lives for weeks, a note for days, after which the card's next cryptogram proves how
+little of it was used. So plastic gets little by snapshot and more by note, according to what it has spent.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+_DAY_S: Final = 86_400
+
 
 class AllowancePolicy(BaseModel):
-    """The issuer's decisions about allowances. Percentages are of what an account may owe more than it
-    does (its limit less what is owed and uncleared), spans in seconds.
+    """The issuer's decisions about allowances. Spans in seconds; `…_days` in days of the use so far, `…_taps`
+    in largest amounts so far, of which the greater counts.
 
-    `window_s`: how far back use is looked at. `cover_days_*`: how many days of a token's use its allowance
-    should last, for one that `returns` what it does not need, and for plastic. `cover_taps`: and at least so
-    many of its largest taps. `first_percent`: what a token without a history gets. `online_days`: how many
-    days of an account's online debits are kept back from plastic. `float_percent`: kept back where several
-    tokens share an account, for the one that runs short. `assurance_percent`: the most a token may hold by
-    its assurance, in the order of assurance 0, 1, 2…; higher ones get the last.
-    `note_life_s`, `grant_life_s`: how long those are valid. `note_renew_s`: a note that says nothing new
-    is written again when it has no longer than this.
+    `window_s`: how far back use is looked at. `snapshot_…`: what plastic gets in bulk. `note_…`: what it
+    gets by note. `cut_off_percent`: of what it spends, at least so much is thought to be spent where there
+    is no line. `returning_…`: what a token gets that returns what it does not need, where others share the
+    account; alone it gets all. `debit_…`: what is kept back for online debits. `float_percent`: of what may
+    still be owed, kept back where several tokens share it, for grants. `rest_percent`: of what is left when all
+    have that, how much becomes allowance too. `first_percent`: of the limit, what a token without a history
+    gets. `assurance_percent`: the most a token may hold, by its assurance 0, 1, 2…; higher ones get the last.
+    `note_life_s`, `grant_life_s`: how long those are valid. `note_renew_s`: a note that says nothing new is
+    written again when it has no longer than this.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    window_s: int = Field(default=14 * 86_400, gt=0)
-    cover_days_returning: float = Field(default=7.0, ge=0)
-    cover_days_plastic: float = Field(default=4.0, ge=0)
-    cover_taps: float = Field(default=1.5, ge=0)
-    first_percent: int = Field(default=15, ge=0, le=100)
-    online_days: float = Field(default=6.0, ge=0)
-    float_percent: int = Field(default=5, ge=0, le=100)
+    window_s: int = Field(default=14 * _DAY_S, gt=0)
+    snapshot_days: float = Field(default=3.0, ge=0)
+    snapshot_taps: float = Field(default=0.5, ge=0)
+    note_days: float = Field(default=6.0, ge=0)
+    note_taps: float = Field(default=1.0, ge=0)
+    cut_off_percent: int = Field(default=10, ge=0, le=100)
+    returning_days: float = Field(default=4.0, ge=0)
+    returning_taps: float = Field(default=1.0, ge=0)
+    debit_days: float = Field(default=6.0, ge=0)
+    debit_taps: float = Field(default=1.0, ge=0)
+    float_percent: int = Field(default=15, ge=0, le=100)
+    rest_percent: int = Field(default=30, ge=0, le=100)
+    first_percent: int = Field(default=5, ge=0, le=100)
     assurance_percent: tuple[int, ...] = (100, 100)
-    note_life_s: int = Field(default=4 * 86_400, gt=0)
-    note_renew_s: int = Field(default=2 * 86_400, ge=0)
+    note_life_s: int = Field(default=3 * _DAY_S, gt=0)
+    note_renew_s: int = Field(default=_DAY_S, ge=0)
     grant_life_s: int = Field(default=900, gt=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """How a token was used within the window. Amounts in minor units. `returns`: it talks to the issuer by
-    itself, and gives back what it is asked for."""
+    """How a token was used within the window. Amounts in minor units. `cut_off_minor`: of what it spent, how
+    much was presented later than at once. `returns`: it talks to the issuer by itself, and gives back what
+    it is asked for."""
 
     spent_minor: int
+    cut_off_minor: int
     largest_minor: int
     returns: bool
     assurance: int = 1
 
 
-def allowances(
-    policy: AllowancePolicy, uses: Sequence[Use], *, owable_minor: int, limit_minor: int, debited_minor: int
-) -> tuple[int, ...]:
-    """How much reserve each of an account's active tokens should hold.
+@dataclass(frozen=True, slots=True)
+class Debits:
+    """What was asked of an account within the window by debits that no token's ceiling covers, whether or
+    not it could be given."""
 
-    `owable_minor`: the limit less what is owed and uncleared. `debited_minor`: what the account has
-    bought within the window by debits that no token's ceiling covers.
+    asked_minor: int
+    largest_minor: int
+
+
+class Allowance(NamedTuple):
+    """How much reserve a token should have ahead of its counter, by snapshot and by note."""
+
+    snapshot_minor: int
+    note_minor: int
+
+
+def allowances(
+    policy: AllowancePolicy, uses: Sequence[Use], debits: Debits, *, owable_minor: int, limit_minor: int
+) -> tuple[Allowance, ...]:
+    """Of each of an account's active tokens.
+
+    `owable_minor`: the limit less what is owed, uncleared, and reserved where no token can use it.
     """
     if owable_minor <= 0:
-        return tuple(0 for _ in uses)
-    caps = [owable_minor * _assured(policy, use) // 100 for use in uses]
-    if len(uses) == 1 and uses[0].returns:
-        return (caps[0],)
-    days = policy.window_s / 86_400
-    wanted = [
-        min(cap, _wanted_minor(policy, use, days, limit_minor))
-        for use, cap in zip(uses, caps, strict=True)
-    ]
-    kept_minor = debited_minor / days * policy.online_days
+        return tuple(Allowance(0, 0) for _ in uses)
+    window_days = policy.window_s / _DAY_S
+    first = limit_minor * policy.first_percent / 100
+    bulk = [_bulk(policy, use, window_days, first) for use in uses]
+    wanted = [max(_by_note(policy, use, window_days, first), each) for use, each in zip(uses, bulk, strict=True)]
+    kept = 0.0
+    if not any(use.returns for use in uses):
+        days = debits.asked_minor / window_days * policy.debit_days
+        kept += max(days, debits.largest_minor * policy.debit_taps)
     if len(uses) > 1:
-        kept_minor += owable_minor * policy.float_percent / 100
-    everything_minor = sum(wanted) + kept_minor
-    if everything_minor > owable_minor:
-        return tuple(int(each * owable_minor / everything_minor) for each in wanted)
-    return tuple(
-        min(cap, int(owable_minor - everything_minor + each)) if use.returns else int(each)
-        for use, cap, each in zip(uses, caps, wanted, strict=True)
-    )
+        kept += owable_minor * policy.float_percent / 100
+    asked = kept + sum(wanted)
+    if asked > owable_minor:
+        wanted = [each * owable_minor / asked for each in wanted]
+    elif sum(wanted) > 0:
+        alone = len(uses) == 1 and uses[0].returns
+        rest = (owable_minor - asked) * (100 if alone else policy.rest_percent) / 100
+        wanted = [each + rest * each / sum(wanted) for each in wanted]
+    found = []
+    for use, each, in_bulk in zip(uses, wanted, bulk, strict=True):
+        note_minor = min(int(each), owable_minor * _assured(policy, use) // 100)
+        snapshot_minor = note_minor if use.returns else min(int(in_bulk), note_minor)
+        found.append(Allowance(snapshot_minor, note_minor))
+    return tuple(found)
 
 
 def _assured(policy: AllowancePolicy, use: Use) -> int:
@@ -90,8 +123,22 @@ def _assured(policy: AllowancePolicy, use: Use) -> int:
     return percents[min(use.assurance, len(percents) - 1)]
 
 
-def _wanted_minor(policy: AllowancePolicy, use: Use, days: float, limit_minor: int) -> float:
+def _cut_off_a_day(policy: AllowancePolicy, use: Use, window_days: float) -> float:
+    return max(use.cut_off_minor, use.spent_minor * policy.cut_off_percent / 100) / window_days
+
+
+def _bulk(policy: AllowancePolicy, use: Use, window_days: float, first: float) -> float:
     if not use.spent_minor:
-        return limit_minor * policy.first_percent / 100
-    cover_days = policy.cover_days_returning if use.returns else policy.cover_days_plastic
-    return max(use.spent_minor / days * cover_days, use.largest_minor * policy.cover_taps)
+        return first
+    days = _cut_off_a_day(policy, use, window_days) * policy.snapshot_days
+    return max(days, use.largest_minor * policy.snapshot_taps)
+
+
+def _by_note(policy: AllowancePolicy, use: Use, window_days: float, first: float) -> float:
+    if not use.spent_minor:
+        return first
+    if use.returns:
+        days = use.spent_minor / window_days * policy.returning_days
+        return max(days, use.largest_minor * policy.returning_taps)
+    days = _cut_off_a_day(policy, use, window_days) * policy.note_days
+    return max(days, use.largest_minor * policy.note_taps)

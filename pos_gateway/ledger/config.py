@@ -83,8 +83,8 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    refresh_after_s: int = Field(default=_DAY_S, gt=0)
-    valid_s: int = Field(default=7 * _DAY_S, gt=0)
+    refresh_after_s: int = Field(default=3 * _DAY_S, gt=0)
+    valid_s: int = Field(default=14 * _DAY_S, gt=0)
     presentment_deadline_s: int = Field(default=14 * _DAY_S, gt=0)
     clock_tolerance_s: int = Field(default=300, ge=0)
     per_tap_cap_minor: int = Field(default=100_000, gt=0, lt=1 << 32)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pos_gateway.emv.application import MAX_COUNTER
-from pos_gateway.ledger.allowance import AllowancePolicy, Use, allowances
+from pos_gateway.ledger.allowance import Allowance, AllowancePolicy, Debits, Use, allowances
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.reserve import (
     CounterLine,
@@ -24,6 +24,7 @@ from pos_gateway.ledger.reserve import (
     Publication,
     PublicationKind,
     check_invariant,
+    claimable,
     contains,
     interval_set,
     measure,
@@ -34,6 +35,8 @@ from pos_gateway.ledger.reserve import (
 from pos_gateway.limits.record import LimitRecord, Status
 from pos_gateway.records import Verdict
 
+_AT_ONCE_S: Final = 600
+_NOTHING: Final = Allowance(0, 0)
 _TIDY_ABOVE: Final = 12
 """Publications on one line before the needless ones are dropped."""
 
@@ -104,17 +107,48 @@ class TokenBook(CounterLine):
     claims: list[tuple[int, int, int, bool]] = field(default_factory=list)
     """(after, before, tap id, billed) of every genuine TC, while it can matter."""
     renounced: dict[bytes, int] = field(default_factory=dict)
-    spent: deque[tuple[int, int]] = field(default_factory=deque)
+    spent: deque[tuple[int, int, int]] = field(default_factory=deque)
+    """(when, how much, how much of it in a shop without a line)"""
     spent_minor: int = 0
+    cut_off_minor: int = 0
+    largest: deque[tuple[int, int]] = field(default_factory=deque)
+    """Of `spent`, those that nothing later passes."""
+    known: IntervalSet | None = None
+    known_until_unix_s: int = -1
+    """U as last worked out, and until when it stays so if nothing is changed."""
+
+    def claimable(self, now_unix_s: int) -> IntervalSet:
+        if self.known is None or now_unix_s > self.known_until_unix_s:
+            self.known = claimable(self.publications, self.posted, now_unix_s)
+            self.known_until_unix_s = min(
+                (p.stands_until_unix_s for p in self.publications if p.stands(now_unix_s)), default=1 << 62
+            )
+        return self.known
+
+    def changed(self) -> None:
+        """After any change to what is published or posted."""
+        self.known = None
 
     def overlapping(self, before: int, after: int) -> list[tuple[int, int, int, bool]]:
         return [claim for claim in self.claims if claim[1] < after and before < claim[0]]
 
     def used(self, now_unix_s: int, window_s: int) -> Use:
         while self.spent and self.spent[0][0] < now_unix_s - window_s:
-            self.spent_minor -= self.spent.popleft()[1]
-        largest_minor = max((amount for _, amount in self.spent), default=0)
-        return Use(self.spent_minor, largest_minor, self.returns, self.assurance)
+            _, amount_minor, cut_off_minor = self.spent.popleft()
+            self.spent_minor -= amount_minor
+            self.cut_off_minor -= cut_off_minor
+        while self.largest and self.largest[0][0] < now_unix_s - window_s:
+            self.largest.popleft()
+        largest_minor = self.largest[0][1] if self.largest else 0
+        return Use(self.spent_minor, self.cut_off_minor, largest_minor, self.returns, self.assurance)
+
+    def uses(self, now_unix_s: int, amount_minor: int, *, cut_off: bool) -> None:
+        self.spent.append((now_unix_s, amount_minor, amount_minor if cut_off else 0))
+        self.spent_minor += amount_minor
+        self.cut_off_minor += amount_minor if cut_off else 0
+        while self.largest and self.largest[-1][1] <= amount_minor:
+            self.largest.pop()
+        self.largest.append((now_unix_s, amount_minor))
 
 
 @dataclass(slots=True)
@@ -140,10 +174,10 @@ class AccountBook:
     def free_minor(self, now_unix_s: int) -> int:
         return self.owable_minor - self.reserve_minor(now_unix_s)
 
-    def debited(self, now_unix_s: int, window_s: int) -> int:
+    def debited(self, now_unix_s: int, window_s: int) -> Debits:
         while self.debits and self.debits[0][0] < now_unix_s - window_s:
             self.debited_minor -= self.debits.popleft()[1]
-        return self.debited_minor
+        return Debits(self.debited_minor, max((amount for _, amount in self.debits), default=0))
 
 
 @dataclass(slots=True)
@@ -257,6 +291,8 @@ class Books:
     def debit(self, account: int, amount_minor: int, now_unix_s: int) -> bool:
         """An online purchase that no token's counter covers: out of free credit, or not at all."""
         book = self.accounts[account]
+        book.debits.append((now_unix_s, amount_minor))
+        book.debited_minor += amount_minor
         if amount_minor > book.free_minor(now_unix_s):
             return False
         self.post_debit(account, amount_minor, now_unix_s)
@@ -265,10 +301,7 @@ class Books:
 
     def post_debit(self, account: int, amount_minor: int, now_unix_s: int) -> None:
         self._keep("post_debit", account, amount_minor, now_unix_s)
-        book = self.accounts[account]
-        book.outstanding_minor += amount_minor
-        book.debits.append((now_unix_s, amount_minor))
-        book.debited_minor += amount_minor
+        self.accounts[account].outstanding_minor += amount_minor
 
     # Giving out ceilings
 
@@ -322,7 +355,7 @@ class Books:
             for token in book.tokens:
                 if only is not None and token not in only:
                     continue
-                ceiling = self.ceiling(token, targets.get(token.token_key, 0), now_unix_s)
+                ceiling = self.ceiling(token, targets.get(token.token_key, _NOTHING).snapshot_minor, now_unix_s)
                 record = self._record(token, ceiling if token.status is Status.ACTIVE else 0)
                 if token.record is None or record != token.record:
                     token.sequence += 1
@@ -342,18 +375,18 @@ class Books:
             self._check(account, now_unix_s)
         return found
 
-    def targets(self, account: int, now_unix_s: int) -> dict[bytes, int]:
+    def targets(self, account: int, now_unix_s: int) -> dict[bytes, Allowance]:
         """What each active token should hold, in minor units."""
         book, window_s = self.accounts[account], self.allowance.window_s
         active = [token for token in book.tokens if token.status is Status.ACTIVE]
         wanted = allowances(
             self.allowance,
             [token.used(now_unix_s, window_s) for token in active],
+            book.debited(now_unix_s, window_s),
             owable_minor=book.owable_minor - sum(_stuck_minor(token, now_unix_s) for token in book.tokens),
             limit_minor=book.target_minor,
-            debited_minor=book.debited(now_unix_s, window_s),
         )
-        return {token.token_key: minor for token, minor in zip(active, wanted, strict=True)}
+        return {token.token_key: each for token, each in zip(active, wanted, strict=True)}
 
     def ceiling(self, token: TokenBook, target_minor: int, now_unix_s: int, needed_minor: int = 0) -> int:
         """The next ceiling of a token that should have `target_minor` ahead of it, and needs
@@ -368,12 +401,14 @@ class Books:
         issued_unix_s = published.issued_unix_s if published is not None else 0
         if counter < token.highest:
             return False
-        token.observe(
+        cut = token.observe(
             counter_before=counter,
             counter_after=counter,
             relied_on_issued_unix_s=issued_unix_s,
             guarantee=self.guarantee,
         )
+        if cut:
+            token.changed()
         return True
 
     def grant(self, token: TokenBook, terminal_id: str, amount_minor: int, now_unix_s: int) -> Issued | None:
@@ -381,7 +416,7 @@ class Books:
         if token.status is not Status.ACTIVE:
             return None
         self.lapse(token.account, now_unix_s)
-        target_minor = self.targets(token.account, now_unix_s)[token.token_key]
+        target_minor = self.targets(token.account, now_unix_s)[token.token_key].note_minor
         ceiling = self.ceiling(token, target_minor, now_unix_s, amount_minor)
         if ceiling < token.highest + amount_minor:
             return None
@@ -396,7 +431,7 @@ class Books:
         if token.status is not Status.ACTIVE:
             return None
         self.lapse(token.account, now_unix_s)
-        target_minor = self.targets(token.account, now_unix_s)[token.token_key]
+        target_minor = self.targets(token.account, now_unix_s)[token.token_key].note_minor
         ceiling = self.ceiling(token, target_minor, now_unix_s, needed_minor)
         last = token.last_note
         if (
@@ -411,7 +446,7 @@ class Books:
 
     def surplus_minor(self, token: TokenBook, now_unix_s: int) -> int:
         """How much more a token has ahead of it than it should."""
-        target_minor = self.targets(token.account, now_unix_s).get(token.token_key, 0)
+        target_minor = self.targets(token.account, now_unix_s).get(token.token_key, _NOTHING).note_minor
         return measure(token.claimable(now_unix_s)) - _stuck_minor(token, now_unix_s) - target_minor
 
     def return_all(self, token: TokenBook, counter: int, now_unix_s: int) -> int:
@@ -426,7 +461,8 @@ class Books:
 
     def write_off(self, token: TokenBook, before: int, after: int) -> None:
         if before < after:
-            token.posted = list(union(interval_set(token.posted), ((before, after),)))
+            token.posted.append((before, after))
+            token.changed()
 
     # What shops present
 
@@ -445,10 +481,13 @@ class Books:
                 token = self.token(renunciation.token_key)
                 token.renounced[renunciation.signed_digest] = renunciation.amount_minor
         before_unix_ms = self._state.complete_until_unix_ms.get(terminal_id, 0)
-        self._state.complete_until_unix_ms[terminal_id] = max(before_unix_ms, complete_until_unix_ms)
+        # A clock that runs ahead must not make what it stamps once it is right look old.
+        believed_unix_ms = 1000 * (now_unix_s - self.guarantee.clock_tolerance_s)
+        told_unix_ms = min(complete_until_unix_ms, believed_unix_ms)
+        self._state.complete_until_unix_ms[terminal_id] = max(before_unix_ms, told_unix_ms)
         return judged
 
-    def free_grants(self, token: TokenBook) -> None:
+    def _free_grants(self, token: TokenBook) -> None:
         """Grants of terminals that have told all they approved under them."""
         for terminal_id in sorted({p.terminal_id for p in token.publications if p.terminal_id is not None}):
             told_unix_ms = self._state.complete_until_unix_ms.get(terminal_id, 0)
@@ -484,6 +523,7 @@ class Books:
             relied_on_issued_unix_s=published.issued_unix_s,
             guarantee=self.guarantee,
         )
+        token.changed()
         gap_minor = token.renounced.pop(tap.previous_digest, 0)
         if gap_minor:
             self.write_off(token, tap.counter_before - gap_minor, tap.counter_before)
@@ -508,8 +548,8 @@ class Books:
         book.outstanding_minor += tap.amount_minor
         self._state.billed_minor[tap.id] = tap.amount_minor
         self.write_off(token, tap.counter_before, tap.counter_after)
-        token.spent.append((now_unix_s, tap.amount_minor))
-        token.spent_minor += tap.amount_minor
+        cut_off = now_unix_s - tap.at_unix_ms // 1000 > _AT_ONCE_S
+        token.uses(now_unix_s, tap.amount_minor, cut_off=cut_off)
         self._check(token.account, now_unix_s)
 
     def dispute(self, token: TokenBook, tap_ids: list[int], now_unix_s: int) -> None:
@@ -558,6 +598,7 @@ class Books:
                 for p in token.publications
                 if p.stands(backed_up_unix_s)
             ]
+            token.changed()
         for account, book in enumerate(self.accounts):
             over_minor = -book.free_minor(now_unix_s)
             self._excess_minor[account] = max(over_minor, 0) + 10**15
@@ -570,9 +611,12 @@ class Books:
 
     def lapse(self, account: int, now_unix_s: int) -> None:
         for token in self.accounts[account].tokens:
-            token.lapse(now_unix_s)
-            self.free_grants(token)
-            _tidy(token)
+            token.claimable(now_unix_s)
+            if any(p.terminal_id is not None or not p.stands(now_unix_s) for p in token.publications):
+                token.lapse(now_unix_s)
+                self._free_grants(token)
+                _tidy(token)
+                token.changed()
 
     def _keep(self, name: str, *arguments: object, **named: object) -> None:
         if self._backup is not None:
@@ -590,6 +634,7 @@ class Books:
 
     def _record_publication(self, token: TokenBook, publication: Publication) -> None:
         token.publications.append(publication)
+        token.changed()
         token.issued[publication.digest] = publication
         if len(token.publications) > _TIDY_ABOVE:
             _tidy(token)

@@ -105,7 +105,9 @@ class Synchronise(NamedTuple):
     carried: bool
 
 
-class ClockWrong(NamedTuple):
+class Clock(NamedTuple):
+    """A shop's clock is off by so much from now on; a manager has confirmed it."""
+
     shop: int
     skew_s: int
 
@@ -182,7 +184,7 @@ Happening = (
     | LineDown
     | LineUp
     | Synchronise
-    | ClockWrong
+    | Clock
     | Stolen
     | StolenTap
     | StolenReported
@@ -327,9 +329,12 @@ class History:
                 self._plan(up_ms + late_ms, Synchronise(shop, carried=False))
             if chance.random() < load.clock_wrong_share:
                 skew_s = int(chance.uniform(-1, 1) * load.clock_wrong_days_max * DAY_S)
-                self._plan(_ms(0) + chance.random() * (end_ms - _ms(0)), ClockWrong(shop, skew_s))
+                wrong_ms = _ms(0) + chance.random() * (end_ms - _ms(0))
+                self._plan(wrong_ms, Clock(shop, skew_s))
+                corrected_ms = wrong_ms + load.clock_corrected_after_days * DAY_S * 1000
+                self._plan(corrected_ms, Clock(shop, _within(chance, load.clock_sigma_s)))
             else:
-                self._plan(_ms(0), ClockWrong(shop, _within(chance, load.clock_sigma_s)))
+                self._plan(_ms(0), Clock(shop, _within(chance, load.clock_sigma_s)))
             if chance.random() < load.stolen_per_month * size.days / MONTH_DAYS:
                 self._plan_theft(chance, shop)
 

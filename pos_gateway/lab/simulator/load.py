@@ -96,6 +96,7 @@ class Shops(_Part):
     clock_sigma_s: Rate
     clock_wrong_share: Share
     clock_wrong_days_max: Positive
+    clock_corrected_after_days: Positive
     grant_lost_share: Share
     stolen_per_month: Rate
     stolen_reported_after_days: Positive

@@ -16,12 +16,18 @@ class Tally:
     tried: int = 0
     approved: int = 0
     without_room: int = 0
+    torn: int = 0
+    """Off because the card left: with any line or none."""
     declined: Counter[str] = field(default_factory=Counter)
     """With room, by cause."""
 
     def approves(self) -> None:
         self.tried += 1
         self.approved += 1
+
+    def tears(self) -> None:
+        self.tried += 1
+        self.torn += 1
 
     def declines(self, cause: str, *, room: bool) -> None:
         self.tried += 1
@@ -96,6 +102,7 @@ class Measures:
             "taps": self.taps.tried,
             "taps_approved": self.taps.approved,
             "taps_without_room": self.taps.without_room,
+            "taps_torn": self.taps.torn,
             "price_taps_percent": self.taps.price_percent,
             "price_taps_causes_percent": self.taps.causes_percent(),
             "price_online_percent": online.price_percent,

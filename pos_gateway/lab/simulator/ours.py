@@ -160,8 +160,9 @@ class Ours:
                 self._shops[shop].line = not self._shops[shop].stolen
             case h.Synchronise(shop, carried):
                 self._synchronise(at_unix_ms, self._shops[shop], carried=carried)
-            case h.ClockWrong(shop, skew_s):
+            case h.Clock(shop, skew_s):
                 self._shops[shop].skew_s = skew_s
+                self._shops[shop].high_water_unix_ms = 0
             case h.Stolen(shop):
                 gateway = self._shops[shop]
                 self._catch_up(gateway)
@@ -217,6 +218,8 @@ class Ours:
             cause = self._tap(at_unix_ms, shop, card, event)
         if cause is None:
             tally.approves()
+        elif cause == Reason.CARD_LEFT.value:
+            tally.tears()
         else:
             tally.declines(cause, room=room)
 

@@ -123,7 +123,7 @@ class Peer:
                 if not self._shops[shop].stolen:
                     self._forward(self._shops[shop])
                     self._learn(self._shops[shop])
-            case h.ClockWrong(shop, skew_s):
+            case h.Clock(shop, skew_s):
                 self._shops[shop].clock_is_right = abs(skew_s) <= 300
             case h.Publish():
                 self._publish(at_unix_ms)
@@ -153,7 +153,7 @@ class Peer:
             return
         room = event.amount_minor <= self.measures.debts.room_minor(event.customer)
         if event.torn and not event.tapped_again:
-            self.measures.taps.declines("card_left", room=room)
+            self.measures.taps.tears()
             return
         cause = self._judge(at_unix_ms, event.shop, event.customer, event.by_phone, event.amount_minor)
         if cause is not None:
