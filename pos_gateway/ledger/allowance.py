@@ -26,7 +26,8 @@ class AllowancePolicy(BaseModel):
     `window_s`: how far back use is looked at. `snapshot_…`: what plastic gets in bulk. `note_…`: what it
     gets by note. `cut_off_percent`: of what it spends, at least so much is thought to be spent where there
     is no line. `returning_…`: what a token gets that returns what it does not need, where others share the
-    account; alone it gets all. `debit_…`: what is kept back for online debits. `float_percent`: of what may
+    account; alone it gets all. `beside_percent`: plastic beside such a token gets only so much of what it would
+    get, and nothing of the rest. `debit_…`: what is kept back for online debits. `float_percent`: of what may
     still be owed, kept back where several tokens share it, for grants. `rest_percent`: of what is left when all
     have that, how much becomes allowance too. `first_percent`: of the limit, what a token without a history
     gets. `assurance_percent`: the most a token may hold, by its assurance 0, 1, 2…; higher ones get the last.
@@ -44,10 +45,11 @@ class AllowancePolicy(BaseModel):
     cut_off_percent: int = Field(default=10, ge=0, le=100)
     returning_days: float = Field(default=4.0, ge=0)
     returning_taps: float = Field(default=1.0, ge=0)
+    beside_percent: int = Field(default=40, ge=0, le=100)
     debit_days: float = Field(default=6.0, ge=0)
     debit_taps: float = Field(default=1.0, ge=0)
     float_percent: int = Field(default=15, ge=0, le=100)
-    rest_percent: int = Field(default=30, ge=0, le=100)
+    rest_percent: int = Field(default=60, ge=0, le=100)
     first_percent: int = Field(default=5, ge=0, le=100)
     assurance_percent: tuple[int, ...] = (100, 100)
     note_life_s: int = Field(default=3 * _DAY_S, gt=0)
@@ -95,10 +97,15 @@ def allowances(
         return tuple(Allowance(0, 0) for _ in uses)
     window_days = policy.window_s / _DAY_S
     first = limit_minor * policy.first_percent / 100
-    bulk = [_bulk(policy, use, window_days, first) for use in uses]
-    wanted = [max(_by_note(policy, use, window_days, first), each) for use, each in zip(uses, bulk, strict=True)]
+    some_return = any(use.returns for use in uses)
+    beside = [policy.beside_percent / 100 if some_return and not use.returns else 1.0 for use in uses]
+    bulk = [part * _bulk(policy, use, window_days, first) for use, part in zip(uses, beside, strict=True)]
+    wanted = [
+        max(part * _by_note(policy, use, window_days, first), each)
+        for use, part, each in zip(uses, beside, bulk, strict=True)
+    ]
     kept = 0.0
-    if not any(use.returns for use in uses):
+    if not some_return:
         days = debits.asked_minor / window_days * policy.debit_days
         kept += max(days, debits.largest_minor * policy.debit_taps)
     if len(uses) > 1:
@@ -106,10 +113,13 @@ def allowances(
     asked = kept + sum(wanted)
     if asked > owable_minor:
         wanted = [each * owable_minor / asked for each in wanted]
-    elif sum(wanted) > 0:
-        alone = len(uses) == 1 and uses[0].returns
+    else:
+        alone = len(uses) == 1 and some_return
         rest = (owable_minor - asked) * (100 if alone else policy.rest_percent) / 100
-        wanted = [each + rest * each / sum(wanted) for each in wanted]
+        takers = [use.returns or not some_return for use in uses]
+        wanted = [
+            each + rest / sum(takers) if takes else each for each, takes in zip(wanted, takers, strict=True)
+        ]
     found = []
     for use, each, in_bulk in zip(uses, wanted, bulk, strict=True):
         note_minor = min(int(each), owable_minor * _assured(policy, use) // 100)
