@@ -1,7 +1,7 @@
 """The ledger in memory: the same pure rules as the ledger on its database, for histories of millions.
 
 What decides is the product's: counter lines, evidence, ceilings and the invariant (`ledger.reserve`),
-allowances (`ledger.allowance`), the policy. What a transaction does to the tables is done to objects here;
+allowances (`ledger.use`), the policy. What a transaction does to the tables is done to objects here;
 `tests/lab/test_simulator_ledger.py` holds both to one history. The invariant is checked after every change.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pos_gateway.emv.application import MAX_COUNTER
-from pos_gateway.ledger.allowance import Allowance, AllowancePolicy, Debits, Use, allowances
+from pos_gateway.ledger.use import Allowance, AllowancePolicy, Debits, Use, allowances
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.reserve import (
     CounterLine,
@@ -355,7 +355,9 @@ class Books:
             for token in book.tokens:
                 if only is not None and token not in only:
                     continue
-                ceiling = self.ceiling(token, targets.get(token.token_key, _NOTHING).snapshot_minor, now_unix_s)
+                ceiling = self.ceiling(
+                    token, targets.get(token.token_key, _NOTHING).snapshot_minor, now_unix_s
+                )
                 record = self._record(token, ceiling if token.status is Status.ACTIVE else 0)
                 if token.record is None or record != token.record:
                     token.sequence += 1
@@ -422,9 +424,7 @@ class Books:
             return None
         ceiling = token.highest + amount_minor
         valid_until_unix_s = now_unix_s + self.allowance.grant_life_s
-        return self.issue(
-            token, PublicationKind.GRANT, ceiling, now_unix_s, valid_until_unix_s, terminal_id
-        )
+        return self.issue(token, PublicationKind.GRANT, ceiling, now_unix_s, valid_until_unix_s, terminal_id)
 
     def note(self, token: TokenBook, now_unix_s: int, needed_minor: int = 0) -> Issued | None:
         """What the customer may carry to shops without a line; None if there is nothing to give."""

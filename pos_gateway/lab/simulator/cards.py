@@ -78,4 +78,3 @@ class Card:
             self.previous_digest,
         )
         return Answer(kind, before, self.counter, self.atc, cryptogram, iad)
-

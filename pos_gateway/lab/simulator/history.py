@@ -402,7 +402,9 @@ class History:
                     amount_minor = self._amount(chance, customer, load.amount_of_limit_median, 1.0)
                     tap = CloneTap(clone, self._any_shop(chance), amount_minor)
                     self._plan(self._moment(chance, day), tap)
-            every_days = load.dispute_after_days_phone if customer.has_phone else load.dispute_after_days_plastic
+            every_days = (
+                load.dispute_after_days_phone if customer.has_phone else load.dispute_after_days_plastic
+            )
             if not rolled_back:
                 reads_day = at_day + every_days
                 while reads_day < size.days:

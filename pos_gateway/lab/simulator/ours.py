@@ -24,7 +24,7 @@ from pos_gateway.lab.simulator.load import Load
 from pos_gateway.lab.simulator.measures import Measures
 from pos_gateway.lab.simulator.shops import Asked, Gateway
 from pos_gateway.lab.simulator.town import DAY_S, Size, Town
-from pos_gateway.ledger.allowance import AllowancePolicy
+from pos_gateway.ledger.use import AllowancePolicy
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.reserve import PublicationKind
 from pos_gateway.limits.builder import build_snapshot
@@ -285,9 +285,7 @@ class Ours:
         clone: int | None,
     ) -> None:
         clock_is_right = abs(shop.skew_s) <= self._tolerance_s and not shop.stolen
-        approval = _Approval(
-            account, tap.amount_minor, at_unix_ms, clock_is_right, clone, tap.token_key
-        )
+        approval = _Approval(account, tap.amount_minor, at_unix_ms, clock_is_right, clone, tap.token_key)
         self._approvals[tap.id] = approval
         self._limit_in_force(account)
         if clock_is_right and clone is None and account not in self._dishonest:
@@ -495,9 +493,7 @@ class Ours:
         if token not in self._changed:
             self._changed.append(token)
         terms = self._terms(at_unix_ms // 1000, self._whole.header.version)
-        records = self.books.publish(
-            at_unix_ms // 1000, terms.nonce, terms.valid_until_unix_s, self._changed
-        )
+        records = self.books.publish(at_unix_ms // 1000, terms.nonce, terms.valid_until_unix_s, self._changed)
         self._latest = Layers(self._whole, self._open(records, terms))
 
     def _terms(self, now_unix_s: int, base: int | None) -> SnapshotTerms:
@@ -609,9 +605,7 @@ class Ours:
             if clone.made.customer != customer:
                 continue
             strange = [
-                tap_id
-                for tap_id in self._cloned_taps(clone.made.clone)
-                if tap_id in self.books.billed_minor
+                tap_id for tap_id in self._cloned_taps(clone.made.clone) if tap_id in self.books.billed_minor
             ]
             if strange:
                 token = self.books.token(clone.card.token_key)
@@ -679,4 +673,3 @@ class Ours:
             reserve_minor=sum(book.reserve_minor(at_unix_ms // 1000) for book in self.books.accounts),
             queue=sum(len(shop.queue) for shop in self._shops),
         )
-

@@ -67,9 +67,7 @@ class _Published:
 class Peer:
     """One of the two; `floor_cap_minor` makes it store-and-forward, None available credit."""
 
-    def __init__(
-        self, town: Town, load: Load, valid_s: int, floor_cap_minor: int | None
-    ) -> None:
+    def __init__(self, town: Town, load: Load, valid_s: int, floor_cap_minor: int | None) -> None:
         self.measures = Measures()
         self._customers: tuple[Customer, ...] = town.customers
         self._load = load

@@ -13,7 +13,7 @@ from pos_gateway.lab.simulator.measures import Measures
 from pos_gateway.lab.simulator.ours import Ours
 from pos_gateway.lab.simulator.peers import AVAILABLE_CREDIT, STORE_AND_FORWARD, Peer
 from pos_gateway.lab.simulator.town import DAY_S, Size, build_town
-from pos_gateway.ledger.allowance import AllowancePolicy
+from pos_gateway.ledger.use import AllowancePolicy
 from pos_gateway.ledger.config import Policy
 
 Progress = Callable[[int, int], None]

@@ -180,9 +180,7 @@ class Gateway:
         self.renounced.clear()
         self.queued_minor = self.queued_online_minor = 0
 
-    def _asked(
-        self, request: Request, ask: Ask, sale: int, digest: bytes, valid_until_unix_s: int
-    ) -> Asked:
+    def _asked(self, request: Request, ask: Ask, sale: int, digest: bytes, valid_until_unix_s: int) -> Asked:
         signed = b"%d/%d/%s/%d/" % (sale, request.amount_minor, self.terminal_id.encode(), ask.ceiling)
         return Asked(request, ask, digest, signed + digest, valid_until_unix_s)
 

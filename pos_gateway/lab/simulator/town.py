@@ -76,9 +76,7 @@ def build_town(size: Size, load: Load) -> Town:
     return Town(tuple(customers), tuple(weights))
 
 
-def _customer(
-    chance: random.Random, index: int, size: Size, load: Load, *, room_for_two: bool
-) -> Customer:
+def _customer(chance: random.Random, index: int, size: Size, load: Load, *, room_for_two: bool) -> Customer:
     like = load.customers
     limit = like.limit_median_minor * chance.lognormvariate(0, like.limit_sigma)
     limit_minor = round(min(max(limit, like.limit_min_minor), like.limit_max_minor) / 100) * 100
