@@ -13,7 +13,7 @@ from typing import Any
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.gateway.identity import load_enrolment
 
-MEANT_FOR_SECRETS = {"enrolment.json", "identity.key"}
+MEANT_FOR_SECRETS = {"enrolment.json", "identity.key", "tls.pem"}
 """What a gateway keeps secret; each has mode 0600."""
 
 

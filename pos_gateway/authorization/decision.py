@@ -85,6 +85,7 @@ class Approve:
 class Request:
     """All that is known before the card is asked for a cryptogram.
 
+    `clock_was_trusted`: when the payment started, whose time it will carry.
     `freshness` and `stale_per_tap_cap_minor` are those of the snapshot in use, None without one;
     `record` is the token's limit record in it, None if the snapshot proves that it has none. `singles` are
     the grants and notes at hand for this token, each verified; `online` what such may be relied on for, now
@@ -103,6 +104,7 @@ class Request:
     record: LimitRecord | None
     exposure: Exposure
     policy: Policy
+    clock_was_trusted: bool = True
     singles: tuple[AtHand, ...] = ()
     online: OnlineTerms = NOTHING_ONLINE
     issuer_reachable: bool = False
@@ -115,6 +117,8 @@ def judge_request(request: Request) -> Ask | Decline:
         return Decline(Reason.CARD_EXPIRED, "today is outside the card's validity")
     if not clock_is_trusted(request.now_unix_ms, request.clock_high_water_unix_ms, policy):
         return Decline(Reason.UNTRUSTED_CLOCK, "the clock is behind the latest recorded time")
+    if not request.clock_was_trusted:
+        return Decline(Reason.UNTRUSTED_CLOCK, "the clock was behind when this payment began: begin it anew")
     fresh_enough = request.freshness in (Freshness.FRESH, Freshness.STALE)
     if not fresh_enough and not any(single.valid for single in request.singles):
         found = request.freshness.value if request.freshness else "none"
@@ -149,6 +153,16 @@ def why_not_ask_issuer(request: Request) -> str | None:
     if not request.online.keys:
         return "the limits here allow no grants"
     return online_cap_reached(request.online, request.exposure, request.amount_minor)
+
+
+def judge_arqc(request: Request, asked: Ask) -> Decline | None:
+    """The card wants its issuer asked. None: ask it; else why this ends here."""
+    why = why_not_ask_issuer(request)
+    if why is None:
+        return None
+    if asked.issuer_first:
+        return Decline(Reason.UNKNOWN_TOKEN if request.record is None else Reason.OVER_TAP_CAP, why)
+    return Decline(Reason.OVER_CEILING, f"the card's counter would pass the ceiling; {why}")
 
 
 def judge_grant(request: Request, grant: AtHand, asked_ceiling: int) -> Ask | Decline:
@@ -197,6 +211,16 @@ class Evidence:
     kind: CryptogramKind
     iad: Iad
     policy: Policy
+
+
+def claimed_by(sale_id: UUID, amount_minor: int, iad: Iad) -> Interval | None:
+    """The points that a TC claims, whether it can be approved or not; None if it claims none that exist.
+
+    Raises:
+        InvalidCardData: its counter field is no clear counter.
+    """
+    after = iad.counter_after
+    return Interval(after - amount_minor, after, sale_id) if 0 <= after - amount_minor < after else None
 
 
 def judge_cryptogram(evidence: Evidence) -> Claim | Decline:

@@ -86,7 +86,7 @@ def forecast(
         if freshness(header, now_unix_s) is Freshness.STALE:
             per_tap_cap_minor = min(per_tap_cap_minor, header.policy.stale_per_tap_cap_minor)
         elif left_s:
-            # It ends large taps, not all of them; told beside the others, never as what stops approvals.
+            # It ends large taps, not all of them.
             refresh_left_s = header.refresh_after_unix_s - now_unix_s
             bounds.append(Bound("limits_stale", refresh_left_s, 1000 * header.refresh_after_unix_s))
     return Forecast(

@@ -11,11 +11,9 @@ import typer
 
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
 from pos_gateway.cli.terminal import Json, announce, emit
-from pos_gateway.enrolment import Enrolment, parse_code
 from pos_gateway.errors import Conflict
 from pos_gateway.gateway.config import Home
-from pos_gateway.gateway.identity import Enrolled, load_or_create_identity, store_enrolment
-from pos_gateway.gateway.ledger_client import LedgerClient
+from pos_gateway.gateway.enrolling import enroll as enroll_gateway
 from pos_gateway.gateway.local_client import ask
 from pos_gateway.gateway.program import serve as serve_gateway
 
@@ -29,23 +27,11 @@ def enroll(
     home: GatewayHome = GATEWAY_HOME,
     as_json: Json = False,
 ) -> None:
-    """Enrol this gateway with a ledger: once in its life."""
+    """Enrol this gateway with a ledger: once in its life. If it was interrupted, the same again goes on."""
     place = Home(home)
     if place.enrolment.exists():
         raise Conflict(f"{home} is enrolled already", advice="a new enrolment needs a new home directory")
-    _, fingerprint = parse_code(code)
-    place.create()
-    key = load_or_create_identity(place.identity_key)
-
-    async def trade() -> Enrolment:
-        async with LedgerClient(ledger, fingerprint) as client:
-            return await client.enrol(code, key.public_key())
-
-    enrolment = asyncio.run(trade())
-    store_enrolment(
-        place.enrolment,
-        Enrolled(ledger_url=ledger, certificate_fingerprint=fingerprint, enrolment=enrolment),
-    )
+    enrolment = asyncio.run(enroll_gateway(place, ledger, code))
     data = {
         "gateway_id": enrolment.gateway_id,
         "terminal_id": enrolment.terminal_id,
@@ -122,6 +108,8 @@ def _text(data: dict[str, Any]) -> str:
     if queue["oldest_at_unix_ms"]:
         age_s = int(time.time()) - queue["oldest_at_unix_ms"] // 1000
         lines.append(f"  the oldest has waited {age_s} s")
+    if data["certificate"]:
+        lines.append(f"  certificate: {data['certificate']['sentence']}")
     if progress := data["snapshot_progress"]:
         lines.append(f"  under way: {progress['what']}, {progress['done']} of {progress['total']}")
     if data["disk"]["payments_stopped"]:

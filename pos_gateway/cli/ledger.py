@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -16,6 +18,7 @@ from pos_gateway.enrolment import Merchant
 from pos_gateway.errors import Conflict, InvalidInput
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
 from pos_gateway.ledger.api import serve as serve_ledger
+from pos_gateway.ledger.gateways import Action, Gateway
 from pos_gateway.ledger.ledger import Ledger
 from pos_gateway.ledger.publisher import PublishedSnapshot
 from pos_gateway.money import Currency, Money, currency
@@ -25,11 +28,16 @@ account_app = typer.Typer(no_args_is_help=True, help="Accounts and their limits.
 token_app = typer.Typer(no_args_is_help=True, help="Cards and phones of an account.")
 snapshot_app = typer.Typer(no_args_is_help=True, help="Signed limits for the shops.")
 gateway_app = typer.Typer(no_args_is_help=True, help="The shops' gateways.")
+certificate_app = typer.Typer(no_args_is_help=True, help="The ledger's own certificate.")
 app.add_typer(account_app, name="account")
 app.add_typer(token_app, name="token")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(gateway_app, name="gateway")
+app.add_typer(certificate_app, name="certificate")
 app.add_typer(keys_app, name="keys")
+
+Reason = Annotated[str, typer.Option(help="Kept with the decision, at most 200 characters.")]
+By = Annotated[str, typer.Option(help="Who decides; the user of this computer if not said.")]
 
 DEFAULT_PORT: Final = 8160
 
@@ -57,7 +65,7 @@ def init(
             "issuer": issuer,
             "currency": ledger.currency.code,
             "ca_key": {"rid": key.rid.hex().upper(), "index": f"{key.index:02X}"},
-            "tls_fingerprint": ledger.keys.tls_fingerprint.hex(),
+            "authority_fingerprint": ledger.keys.authority.fingerprint.hex(),
         }
     emit(data, f"Ledger of {issuer} made in {home}. Its keys are there too: guard them.", as_json=as_json)
 
@@ -270,14 +278,109 @@ def invite_gateway(
 
 @gateway_app.command("list")
 def list_gateways(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
-    """Every enrolled gateway."""
+    """Every enrolled gateway, whether it is let in, and until when its certificate counts."""
     with Ledger.open(home) as ledger:
-        rows = [
-            {"id": g.id, "terminal_id": g.terminal_id, "merchant": g.merchant.name} for g in ledger.gateways()
-        ]
-    emit_rows(
-        "gateways", ("id", "terminal_id", "merchant"), rows, as_json=as_json, empty="No gateway enrolled yet."
+        rows = [_gateway(gateway) for gateway in ledger.gateways()]
+    columns = ("id", "terminal_id", "merchant", "status", "certificate_until")
+    emit_rows("gateways", columns, rows, as_json=as_json, empty="No gateway enrolled yet.")
+
+
+@gateway_app.command("show")
+def show_gateway(gateway_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """A gateway, and who decided what about it and why."""
+    with Ledger.open(home) as ledger:
+        _emit_gateway(ledger, ledger.gateway(gateway_id), as_json=as_json)
+
+
+@gateway_app.command("suspend")
+def suspend_gateway(
+    gateway_id: str, reason: Reason, by: By = "", home: LedgerHome = LEDGER_HOME, as_json: Json = False
+) -> None:
+    """Take nothing from a gateway for now: it keeps its certificate and what waits on it."""
+    _act(gateway_id, Action.SUSPEND, by, reason, home, as_json=as_json)
+
+
+@gateway_app.command("revoke")
+def revoke_gateway(
+    gateway_id: str, reason: Reason, by: By = "", home: LedgerHome = LEDGER_HOME, as_json: Json = False
+) -> None:
+    """Shut a gateway out for good: stolen, copied, given up. In force at once, at every replica."""
+    _act(gateway_id, Action.REVOKE, by, reason, home, as_json=as_json)
+
+
+@gateway_app.command("reinstate")
+def reinstate_gateway(
+    gateway_id: str, reason: Reason, by: By = "", home: LedgerHome = LEDGER_HOME, as_json: Json = False
+) -> None:
+    """End a suspension, or let a gateway come back whose certificate expired too long ago."""
+    _act(gateway_id, Action.REINSTATE, by, reason, home, as_json=as_json)
+
+
+@certificate_app.command("show")
+def show_certificate(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """The authority that enrolment codes pin, and the server's own certificate under it."""
+    with Ledger.open(home) as ledger:
+        _emit_certificate(ledger, as_json=as_json)
+
+
+@certificate_app.command("renew")
+def renew_certificate(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Give the server a new key and certificate now. `ledger serve` does it in time by itself, and takes up
+    what is renewed here within a minute; no gateway needs to enrol again."""
+    with Ledger.open(home) as ledger:
+        ledger.renew_tls(now=True)
+        _emit_certificate(ledger, as_json=as_json)
+
+
+def _act(gateway_id: str, action: Action, by: str, reason: str, home: Path, *, as_json: bool) -> None:
+    with Ledger.open(home) as ledger:
+        gateway = ledger.act_on_gateway(gateway_id, action, by=by or getpass.getuser(), reason=reason)
+        _emit_gateway(ledger, gateway, as_json=as_json)
+
+
+def _gateway(gateway: Gateway) -> dict[str, Any]:
+    return {
+        "id": gateway.id,
+        "terminal_id": gateway.terminal_id,
+        "merchant": gateway.merchant.name,
+        "status": gateway.status.value,
+        "certificate_until": _moment(gateway.certificate_until_unix_ms),
+        "last_presented": _moment(gateway.last_presented_unix_ms),
+    }
+
+
+def _emit_gateway(ledger: Ledger, gateway: Gateway, *, as_json: bool) -> None:
+    history = [
+        {"action": a.action.value, "by": a.by, "reason": a.reason, "at": _moment(a.at_unix_ms)}
+        for a in ledger.gateway_actions(gateway.id)
+    ]
+    data = _gateway(gateway)
+    lines = [
+        f"Gateway {gateway.id}, terminal {gateway.terminal_id} of {gateway.merchant.name}: {data['status']}",
+        f"  certificate until {data['certificate_until'] or 'none that counts'}, "
+        f"last presented {data['last_presented'] or 'never'}",
+    ]
+    lines += [f"  {h['at']} {h['action']} by {h['by']}: {h['reason']}" for h in history]
+    emit(data | {"history": history}, "\n".join(lines), as_json=as_json)
+
+
+def _emit_certificate(ledger: Ledger, *, as_json: bool) -> None:
+    authority, server = ledger.keys.authority, ledger.keys.tls_certificate
+    data = {
+        "authority_fingerprint": authority.fingerprint.hex(),
+        "authority_until": authority.certificate.not_valid_after_utc.isoformat(),
+        "server_until": server.not_valid_after_utc.isoformat(),
+    }
+    emit(
+        data,
+        f"Authority {data['authority_fingerprint']}\n  valid until {data['authority_until']}; "
+        f"the server's certificate under it until {data['server_until']}",
+        as_json=as_json,
     )
+
+
+def _moment(unix_ms: int | None) -> str | None:
+    return datetime.fromtimestamp(unix_ms // 1000, UTC).isoformat() if unix_ms else None
 
 
 def _set_status(token_id: str, status: TokenStatus, home: Path, *, as_json: bool) -> None:

@@ -92,6 +92,11 @@ class SynchroniserSettings(_Section):
     interval_s: _Seconds
 
 
+class GrantSettings(_Section):
+    budget_ms: int = Field(ge=0, le=60_000)
+    write_notes: bool
+
+
 class JournalSettings(_Section):
     headroom_bytes: int = Field(ge=0)
 
@@ -106,6 +111,7 @@ class Settings(_Section):
     reader: ReaderChoice
     http: Http
     synchroniser: SynchroniserSettings
+    grants: GrantSettings
     journal: JournalSettings
 
     def policy(self) -> Policy:
@@ -161,6 +167,11 @@ class Home:
     @property
     def enrolment(self) -> Path:
         return self.path / "enrolment.json"
+
+    @property
+    def credentials(self) -> Path:
+        """The TLS key with its certificate."""
+        return self.path / "tls.pem"
 
     @property
     def journal(self) -> Path:

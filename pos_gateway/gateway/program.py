@@ -24,12 +24,14 @@ from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.enrolment import CaKey, Enrolment
 from pos_gateway.errors import InvalidConfiguration, ReaderUnavailable, Unavailable
 from pos_gateway.gateway.api import LOOPBACK_NAMES, Parts, build_app
+from pos_gateway.gateway.certificate import CertificateKeeper, TlsFile, TlsIdentity
 from pos_gateway.gateway.clock import confirm_clock
 from pos_gateway.gateway.config import Home, Settings, load_applications, load_settings
 from pos_gateway.gateway.events import Event, Hub
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.identity import load_enrolment, load_identity
+from pos_gateway.gateway.issuer_line import IssuerLine, LedgerLine
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.lane import Lane, PaymentView
 from pos_gateway.gateway.ledger_client import LedgerClient
@@ -86,6 +88,7 @@ def make_till(
     *,
     clock: Clock = local_now,
     random_bytes: Callable[[int], bytes] = os.urandom,
+    issuer: IssuerLine | None = None,
 ) -> Till:
     """
     Raises:
@@ -107,6 +110,9 @@ def make_till(
         sealing_key=X25519PublicKey.from_public_bytes(enrolment.sealing_key),
         clock=clock,
         random_bytes=random_bytes,
+        issuer=issuer,
+        grant_budget_s=settings.grants.budget_ms / 1000,
+        write_notes=settings.grants.write_notes,
     )
 
 
@@ -162,8 +168,9 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         await asyncio.to_thread(feed.load)
         feed.start_merging()
         stack.callback(feed.close)
+        shown: TlsIdentity = TlsFile(home.credentials)
         client = await stack.enter_async_context(
-            LedgerClient(enrolled.ledger_url, enrolled.certificate_fingerprint)
+            LedgerClient(enrolled.ledger_url, enrolment.authority, shown)
         )
         hub = Hub(loop)
         news = asyncio.Event()
@@ -182,7 +189,18 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             rng=random.SystemRandom(),
             listener=lambda state: status_changed(),
         )
-        till = make_till(enrolment, settings, journal, feed)
+        issuer = LedgerLine(client, key, loop, lambda: synchroniser.state.line is not Line.DOWN)
+        certificates = CertificateKeeper(
+            client,
+            shown,
+            gateway_id=enrolment.gateway_id,
+            device_key=key,
+            authority=enrolment.authority,
+            clock=now_unix_ms,
+            rng=random.SystemRandom(),
+            renewed=synchroniser.synchronise_now,
+        )
+        till = make_till(enrolment, settings, journal, feed, issuer=issuer)
 
         def changed(view: PaymentView) -> None:
             hub.publish(Event("payment", view.as_json()))
@@ -194,7 +212,17 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         payments = Payments(till, journal, changed, headroom_bytes=settings.journal.headroom_bytes)
 
         def tell_status() -> dict[str, Any]:
-            return status(enrolment, settings, journal, feed, synchroniser.state, payments, now_unix_ms())
+            return status(
+                enrolment,
+                settings,
+                journal,
+                feed,
+                synchroniser.state,
+                payments,
+                till.singles,
+                now_unix_ms(),
+                certificate=certificates.state(),
+            )
 
         lanes = _LaneKeeper(payments, till, settings, readers, status_changed)
         stack.callback(lanes.close)
@@ -236,6 +264,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
 
         telling = asyncio.create_task(_tell(news, hub, tell_status), name="status")
         stack.push_async_callback(_cancel, telling)
+        keeping = asyncio.create_task(certificates.run(), name="certificate")
+        stack.push_async_callback(_cancel, keeping)
         synchronising = asyncio.create_task(synchroniser.run(), name="synchroniser")
         stack.push_async_callback(_cancel, synchronising)
         on_ready(address)

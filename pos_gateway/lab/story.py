@@ -29,10 +29,10 @@ from rich.console import Console
 from pos_gateway.emv.apdu import INS_GENERATE_AC
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.errors import PosGatewayError
+from pos_gateway.gateway.certificate import connect
 from pos_gateway.gateway.config import Home
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import JournalReader
-from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.local_client import ask, watch
 from pos_gateway.lab.forged_card import with_another_icc_key
 from pos_gateway.lab.programs import Program, command
@@ -368,7 +368,7 @@ async def _present_again(home: Home) -> list[Verdict]:
     enrolled = load_enrolment(home.enrolment)
     with JournalReader.open(home.journal) as journal:
         records = [r for r in journal.records(0, 1000) if r.kind is Kind.AUTHORIZATION]
-    async with LedgerClient(enrolled.ledger_url, enrolled.certificate_fingerprint) as client:
+    async with connect(home) as client:
         answers = await client.present(
             enrolled.enrolment.gateway_id, records, load_identity(home.identity_key)
         )

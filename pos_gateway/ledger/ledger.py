@@ -3,6 +3,7 @@
 home/ledger.json    who issues, in which currency
 home/keys/          every key, mode 0600
 home/ledger.db      accounts, tokens, presentments, double entry: unless ledger.json names a PostgreSQL
+home/keys/online/   those that sign grants and notes
 home/keys/signing/  those of them that sign what is published; some may lie elsewhere
 home/repository/    the TUF repository: what gateways fetch
 home/staging/       versions that wait for their signatures
@@ -28,11 +29,13 @@ from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import (
     CaKey,
+    CertificateRequest,
     Enrolment,
     EnrolmentRequest,
     Merchant,
@@ -47,21 +50,24 @@ from pos_gateway.errors import (
     NotFound,
     Unavailable,
 )
-from pos_gateway.ledger import accounts, gateways, issuing, postings, store
+from pos_gateway.ledger import accounts, admission, gateways, grants, issuing, online, postings, store
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
+from pos_gateway.ledger.authority import Presented, nearly_over
 from pos_gateway.ledger.ceremony import Ceremony, first_root
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
 from pos_gateway.ledger.config import Identity, Policy
 from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
-from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
-from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
-from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher
+from pos_gateway.ledger.gateways import CODE_LIFE_S, Action, Gateway, GatewayAction, GatewayStatus
+from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key, make_authority
+from pos_gateway.ledger.online import OnlineKeys
+from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher, online_terms
 from pos_gateway.ledger.repository import Repository, utc
 from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
 from pos_gateway.ledger.signer_log import Replayed, SignerLog
 from pos_gateway.ledger.signing import KeyChest, Role, new_signing_key
 from pos_gateway.ledger.store import Store
+from pos_gateway.limits.header import OnlineTerms
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
 from pos_gateway.records import Verdict
@@ -128,6 +134,7 @@ class Ledger:
         self.keys = KeyRing.load(home / "keys")
         self._database = Store.open(database_url(database or self.identity.database, home))
         self._log = SignerLog(home / "keys" / "publications")
+        self.online_keys = OnlineKeys(home / "keys" / online.FOLDER)
         self.repository = Repository(home / "repository")
         self._publisher = Publisher(self._database, self.repository, home / "staging", self._log)
         if not restoring:
@@ -183,7 +190,7 @@ class Ledger:
         staging = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
         try:
             now = datetime.fromtimestamp(clock(), UTC)
-            keys = KeyRing.generate(staging / "keys", now=now)
+            keys = KeyRing.generate(staging / "keys", now=now, issuer=issuer)
             certificate = issuing.certify_own_key(
                 keys, expires=_years_on(now.date(), _ISSUER_LIFE_YEARS), serial=issuing.new_serial()
             )
@@ -201,6 +208,7 @@ class Ledger:
             for keys_of_role in signing.values():
                 for key in keys_of_role:
                     key.write(staging / "keys" / "signing")
+            OnlineKeys(staging / "keys" / online.FOLDER).create()
             chest = KeyChest.open(staging / "keys" / "signing")
             Repository.create(staging / "repository", root, chest, utc(clock()), lives)
             (staging / "staging").mkdir()
@@ -239,8 +247,11 @@ class Ledger:
             Unavailable: its database is not to be had.
         """
         home = home.absolute()
-        url = database_url(Identity.load(home / "ledger.json").database, home)
+        identity = Identity.load(home / "ledger.json")
+        url = database_url(identity.database, home)
         with closing(Store.connect(url)) as books:
+            # A ledger from before it was a certificate authority: its gateways enrol again.
+            make_authority(home / "keys", now=datetime.now(UTC), issuer=identity.issuer)
             return books.migrate(to)
 
     @classmethod
@@ -492,23 +503,30 @@ class Ledger:
         """
         with self._database.write() as connection:
             secret = gateways.invite(connection, merchant, now_unix_ms=self.now_unix_ms(), life_s=life_s)
-        return compose_code(secret, self.keys.tls_fingerprint)
+        return compose_code(secret, self.keys.authority.fingerprint)
 
     def enrol(self, request: EnrolmentRequest) -> Enrolment:
-        """
+        """A gateway enters, with its first certificate. Asked again by the same gateway, with the same
+        code, it is the same gateway with a new certificate.
+
         Raises:
-            InvalidMessage: no code, or no public key.
-            AuthenticationFailed: step `enrolment code`.
+            InvalidMessage: no code, no public key, or no certificate request (see `read_request`).
+            AuthenticationFailed: steps `enrolment code`, `device signature`.
             Conflict: the gateway key is enrolled already.
         """
         secret, fingerprint = parse_code(request.code)
-        if fingerprint != self.keys.tls_fingerprint:
+        if fingerprint != self.keys.authority.fingerprint:
             raise AuthenticationFailed("it was given out by another ledger", step="enrolment code")
+        request.verify()
+        policy, now_unix_ms = self.policy, self.now_unix_ms()
         with self._database.write() as connection:
-            gateway = gateways.enrol(connection, secret, request.public_key, now_unix_ms=self.now_unix_ms())
-        return self.enrolment(gateway)
+            gateway = gateways.enrol(connection, secret, request.public_key, now_unix_ms=now_unix_ms)
+            certificate = admission.certify(
+                connection, self.keys.authority, gateway, request.request, policy, now_unix_ms
+            )
+        return self._enrolment(gateway, certificate.public_bytes(Encoding.DER))
 
-    def enrolment(self, gateway: Gateway) -> Enrolment:
+    def _enrolment(self, gateway: Gateway, certificate: bytes) -> Enrolment:
         """All that a gateway is given: whom it pays, whose keys it trusts. Holds the token key secret."""
         return Enrolment(
             gateway_id=gateway.id,
@@ -532,7 +550,60 @@ class Ledger:
                 for key in self.ca_keys
             ),
             sealing_key=self.keys.sealing.public_key().public_bytes_raw(),
+            authority=self.keys.authority.certificate.public_bytes(Encoding.DER),
+            certificate=certificate,
         )
+
+    def certify(self, request: CertificateRequest) -> bytes:
+        """The next certificate of a gateway, X.509, DER.
+
+        Raises:
+            AuthenticationFailed, InvalidMessage, Unavailable: see `admission.renew`.
+        """
+        policy, now_unix_ms = self.policy, self.now_unix_ms()
+        certificate = self._database.transact(
+            lambda c: admission.renew(c, self.keys.authority, request, policy, now_unix_ms)
+        )
+        return certificate.public_bytes(Encoding.DER)
+
+    def admit(self, certificate: bytes) -> Gateway:
+        """Which gateway shows this client certificate (DER), which TLS has found to be of our authority.
+
+        Raises:
+            AuthenticationFailed, CertificateLapsed: see `admission.admit`.
+        """
+        presented = Presented.read(certificate)
+        with self._database.read() as connection:
+            gateway, first = admission.admit(connection, presented, self.now_unix_ms())
+        if first:
+            now_unix_ms = self.now_unix_ms()
+            self._database.transact(lambda c: admission.first_use(c, presented, now_unix_ms))
+        return gateway
+
+    def act_on_gateway(self, gateway_id: str, action: Action, *, by: str, reason: str) -> Gateway:
+        """Suspend, revoke or reinstate a gateway; every replica knows at its next request.
+
+        Raises:
+            NotFound, Conflict, InvalidInput: see `gateways.act`.
+        """
+        with self._database.write() as connection:
+            gateways.act(connection, gateway_id, action, by=by, reason=reason, now_unix_ms=self.now_unix_ms())
+        return self.gateway(gateway_id)
+
+    def gateway_actions(self, gateway_id: str) -> tuple[GatewayAction, ...]:
+        """Who decided what about a gateway, and why; oldest first."""
+        with self._database.read() as connection:
+            return gateways.actions(connection, gateway_id)
+
+    def renew_tls(self, *, now: bool = False) -> bool:
+        """Give the server a new key and certificate when less than a third of the old one's life is left, or
+        `now`. Every replica takes them up within a minute. Gateways notice nothing: they ask for the
+        authority alone."""
+        at = datetime.fromtimestamp(self._clock(), UTC)
+        if not now and not nearly_over(self.keys.tls_certificate, at):
+            return False
+        self.keys.renew_tls(at)
+        return True
 
     def gateways(self) -> tuple[Gateway, ...]:
         """Every enrolled gateway, oldest first."""
@@ -553,7 +624,35 @@ class Ledger:
 
     def present(self, gateway_id: str, body: bytes, signature: bytes) -> list[RecordVerdict]:
         """Take a batch; see `postings.present`. The verdicts are durable when this returns."""
+        self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
         return postings.present(self._database, self._issuer, gateway_id, body, signature, self.now_unix_ms)
+
+    def online_terms(self) -> OnlineTerms:
+        """What the limits in force let online keys do."""
+        with self._database.read() as connection:
+            return online_terms(connection)
+
+    def grant(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """Answer a shop whose card wants its issuer asked; see `grants`."""
+        self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
+        return self._desk.grant(gateway_id, body, signature)
+
+    def note(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """A note for the card that a shop has just served; see `grants`."""
+        self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
+        return self._desk.note(gateway_id, body, signature)
+
+    def wallet_challenge(self) -> str:
+        """What a phone's card must sign to be answered; see `grants`."""
+        return self._desk.challenge()
+
+    def wallet_note(self, body: bytes) -> str:
+        """A note for a phone that asks by itself; see `grants`."""
+        return self._desk.wallet_note(body)
+
+    def wallet_return(self, body: bytes) -> str:
+        """Take unused allowance back from a phone; see `grants`."""
+        return self._desk.wallet_return(body)
 
     def payments(self, account_id: str | None = None) -> tuple[Payment, ...]:
         """What was posted, in that order; of one account or of all."""
@@ -626,7 +725,12 @@ class Ledger:
 
     def _prepare(self, *, automatic: bool) -> PreparedSnapshot:
         return self._publisher.prepare(
-            self.identity, self.policy, self.keys.token_key.epoch, self._now_unix_s, automatic=automatic
+            self.identity,
+            self.policy,
+            self.keys.token_key.epoch,
+            self._now_unix_s,
+            automatic=automatic,
+            online_keys=[key.public for key in self.online_keys.all()],
         )
 
     def _release(self, version: int) -> PublishedSnapshot:
@@ -644,6 +748,12 @@ class Ledger:
             if free:
                 with contextlib.suppress(Unavailable, Conflict):
                     self._release(version)
+
+    @cached_property
+    def _desk(self) -> grants.Desk:
+        return grants.Desk(
+            self._database, self._issuer, self.online_keys, self._log, lambda: self.policy, self.now_unix_ms
+        )
 
     @cached_property
     def _issuer(self) -> Issuer:

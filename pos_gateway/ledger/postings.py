@@ -17,7 +17,7 @@ from pos_gateway.ledger import gateways, store
 from pos_gateway.ledger.corrections import read_correction
 from pos_gateway.ledger.evidence import Issuer, examine
 from pos_gateway.ledger.gateways import Gateway
-from pos_gateway.ledger.settlement import RECEIVABLE, Examined, RecordVerdict, Settlement
+from pos_gateway.ledger.settlement import RECEIVABLE, Examined, RecordVerdict, settle
 from pos_gateway.ledger.store import Store
 from pos_gateway.records import MAX_BATCH_RECORDS, Record, parse_object, verify_batch
 
@@ -43,7 +43,7 @@ def present(
     known: set[bytes] = set()
     examined = [_examine(raw, gateway, issuer, known) for raw in _records(body, gateway_id)]
     return database.transact(
-        lambda connection: Settlement(connection, gateway, issuer.currency, now_unix_ms()).settle(examined)
+        lambda connection: settle(connection, gateway, issuer.currency, now_unix_ms(), examined)
     )
 
 

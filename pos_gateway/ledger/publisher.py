@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -44,7 +44,7 @@ from pos_gateway.ledger.signing import (
 )
 from pos_gateway.ledger.store import Store
 from pos_gateway.limits.builder import write_snapshot
-from pos_gateway.limits.header import RiskPolicy, SnapshotTerms
+from pos_gateway.limits.header import OnlineTerms, RiskPolicy, SnapshotTerms
 from pos_gateway.limits.record import NONCE_BYTES, LimitRecord
 from pos_gateway.limits.snapshot import encode_head, read_head
 from pos_gateway.snapshot_file import SnapshotFile
@@ -98,6 +98,7 @@ class Publisher:
         now_unix_s: Callable[[], int],
         *,
         automatic: bool,
+        online_keys: Sequence[bytes] = (),
     ) -> PreparedSnapshot:
         """Decide the next version, put it on record, and build its files.
 
@@ -108,7 +109,10 @@ class Publisher:
         with self._database.write() as connection:
             store.lock_publishing(connection)
             version = 1 + (connection.scalar(sa.select(sa.func.max(_versions.version))) or 0)
-            terms = _terms(version, identity, policy, token_key_epoch, now_unix_s())
+            terms = replace(
+                _terms(version, identity, policy, token_key_epoch, now_unix_s()),
+                online=policy.online.terms(online_keys),
+            )
             connection.execute(
                 store.snapshots.insert().values(
                     version=version,
@@ -220,7 +224,7 @@ class Publisher:
                 _versions.version < version, _versions.sha256.is_not(None)
             )
             bases = connection.scalars(released.order_by(_versions.version.desc()).limit(delta_bases)).all()
-            whole_terms = _terms_from_json(row.terms)
+            whole_terms = terms_from_json(row.terms)
             for file in (whole_file(version), *(delta_file(base, version) for base in bases)):
                 since = file.base or 0
                 terms = replace(whole_terms, base_version=file.base)
@@ -321,15 +325,26 @@ def _terms(
 
 def _terms_to_json(terms: SnapshotTerms) -> str:
     document = asdict(terms) | {"nonce": terms.nonce.hex()}
+    document["online"]["keys"] = [key.hex() for key in terms.online.keys]
     for name in ("base_version", "offers", "revoked_certificates"):
         del document[name]
     return json.dumps(document)
 
 
-def _terms_from_json(text: str) -> SnapshotTerms:
+def terms_from_json(text: str) -> SnapshotTerms:
     document = json.loads(text)
     document["nonce"] = bytes.fromhex(document["nonce"])
-    return SnapshotTerms(**document | {"policy": RiskPolicy(**document["policy"])})
+    online = document.get("online", {"keys": []})
+    online["keys"] = tuple(bytes.fromhex(key) for key in online["keys"])
+    document |= {"policy": RiskPolicy(**document["policy"]), "online": OnlineTerms(**online)}
+    return SnapshotTerms(**document)
+
+
+def online_terms(connection: sa.Connection) -> OnlineTerms:
+    """What the newest limits that were released let online keys do; nothing before the first."""
+    query = _NEWEST.with_only_columns(_versions.terms).where(_versions.sha256.is_not(None))
+    terms = connection.scalars(query).first()
+    return OnlineTerms() if terms is None else terms_from_json(terms).online
 
 
 def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> int:

@@ -22,7 +22,7 @@ from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import Merchant
 from pos_gateway.errors import AuthenticationFailed, InvalidInput, InvalidMessage
 from pos_gateway.lab.virtual_card import VirtualCard
-from pos_gateway.ledger import Ledger, bulk, settlement, store
+from pos_gateway.ledger import Ledger, batch, bulk, store
 from pos_gateway.ledger.accounts import Account, TokenStatus
 from pos_gateway.ledger.evidence import examine
 from pos_gateway.ledger.reserve import InvariantBroken
@@ -474,7 +474,7 @@ def test_a_broken_invariant_undoes_the_whole_batch(
         bulk.update_each(connection, table, name, {key: value + more for key, value in values.items()}, **how)
 
     with monkeypatch.context() as faulty:
-        faulty.setattr(settlement, "update_each", one_too_many)
+        faulty.setattr(batch, "update_each", one_too_many)
         with pytest.raises(InvariantBroken):
             shop.present(record)
     assert ledger.payments() == ()
