@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pos_gateway.errors import InvalidConfiguration
 from pos_gateway.ledger.certificates import SignedKey
 from pos_gateway.ledger.reserve import Guarantee
+from pos_gateway.ledger.use import UsePolicy
 from pos_gateway.limits.header import OnlineTerms, RiskPolicy
 
 _DAY_S: Final = 24 * 3600
@@ -126,6 +127,7 @@ class Policy(BaseModel):
     certificate_life_s: int = Field(default=30 * _DAY_S, ge=60)
     certificate_grace_s: int = Field(default=90 * _DAY_S, ge=0)
     metadata_lives: MetadataLives = MetadataLives()
+    use: UsePolicy = UsePolicy()
     online: OnlinePolicy = OnlinePolicy()
 
     @property

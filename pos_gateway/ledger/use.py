@@ -19,20 +19,20 @@ from pydantic import BaseModel, ConfigDict, Field
 _DAY_S: Final = 86_400
 
 
-class AllowancePolicy(BaseModel):
-    """The issuer's decisions about allowances. Spans in seconds; `…_days` in days of the use so far, `…_taps`
-    in largest amounts so far, of which the greater counts.
+class UsePolicy(BaseModel):
+    """The issuer's decisions about allowances. `…_days` is in days of the use so far, `…_taps` in largest
+    amounts so far; the greater of the two counts.
 
-    `window_s`: how far back use is looked at. `snapshot_…`: what plastic gets in bulk. `note_…`: what it
-    gets by note. `cut_off_percent`: of what it spends, at least so much is thought to be spent where there
-    is no line. `returning_…`: what a token gets that returns what it does not need, where others share the
-    account; alone it gets all. `beside_percent`: plastic beside such a token gets only so much of what it would
-    get, and nothing of the rest. `debit_…`: what is kept back for online debits. `float_percent`: of what may
-    still be owed, kept back where several tokens share it, for grants. `rest_percent`: of what is left when all
-    have that, how much becomes allowance too. `first_percent`: of the limit, what a token without a history
-    gets. `assurance_percent`: the most a token may hold, by its assurance 0, 1, 2…; higher ones get the last.
-    `note_life_s`, `grant_life_s`: how long those are valid. `note_renew_s`: a note that says nothing new is
-    written again when it has no longer than this.
+    `window_s`: how far back use is looked at, in seconds. `snapshot_…`: what plastic gets in bulk.
+    `note_…`: what it gets by note. `cut_off_percent`: of what it spends, at least so much is thought to be
+    spent where there is no line. `returning_…`: what a token gets that returns what it does not need, where
+    others share the account; alone it gets all. `beside_percent`: plastic beside such a token gets only so
+    much of what it would get, and nothing of the rest. `debit_…`: what is kept back for online debits.
+    `float_percent`: of what may still be owed, kept back where several tokens share it, for grants.
+    `rest_percent`: of what is left when all have that, how much becomes allowance too. `first_percent`: of
+    the limit, what a token without a history gets. `assurance_percent`: the most a token may hold, by its
+    assurance 0, 1, 2…; higher ones get the last. `note_renew_s`: a note that says nothing new is written
+    again when it has no longer than this.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,9 +52,7 @@ class AllowancePolicy(BaseModel):
     rest_percent: int = Field(default=60, ge=0, le=100)
     first_percent: int = Field(default=5, ge=0, le=100)
     assurance_percent: tuple[int, ...] = (100, 100)
-    note_life_s: int = Field(default=3 * _DAY_S, gt=0)
     note_renew_s: int = Field(default=_DAY_S, ge=0)
-    grant_life_s: int = Field(default=900, gt=0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +85,7 @@ class Allowance(NamedTuple):
 
 
 def allowances(
-    policy: AllowancePolicy, uses: Sequence[Use], debits: Debits, *, owable_minor: int, limit_minor: int
+    policy: UsePolicy, uses: Sequence[Use], debits: Debits, *, owable_minor: int, limit_minor: int
 ) -> tuple[Allowance, ...]:
     """Of each of an account's active tokens.
 
@@ -128,23 +126,23 @@ def allowances(
     return tuple(found)
 
 
-def _assured(policy: AllowancePolicy, use: Use) -> int:
+def _assured(policy: UsePolicy, use: Use) -> int:
     percents = policy.assurance_percent
     return percents[min(use.assurance, len(percents) - 1)]
 
 
-def _cut_off_a_day(policy: AllowancePolicy, use: Use, window_days: float) -> float:
+def _cut_off_a_day(policy: UsePolicy, use: Use, window_days: float) -> float:
     return max(use.cut_off_minor, use.spent_minor * policy.cut_off_percent / 100) / window_days
 
 
-def _bulk(policy: AllowancePolicy, use: Use, window_days: float, first: float) -> float:
+def _bulk(policy: UsePolicy, use: Use, window_days: float, first: float) -> float:
     if not use.spent_minor:
         return first
     days = _cut_off_a_day(policy, use, window_days) * policy.snapshot_days
     return max(days, use.largest_minor * policy.snapshot_taps)
 
 
-def _by_note(policy: AllowancePolicy, use: Use, window_days: float, first: float) -> float:
+def _by_note(policy: UsePolicy, use: Use, window_days: float, first: float) -> float:
     if not use.spent_minor:
         return first
     if use.returns:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from pos_gateway.emv.application import MAX_COUNTER
-from pos_gateway.ledger.use import Allowance, AllowancePolicy, Debits, Use, allowances
+from pos_gateway.ledger.use import Allowance, Debits, Use, allowances
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.reserve import (
     CounterLine,
@@ -198,9 +198,9 @@ class _State:
 class Books:
     """Functions take `now_unix_s`, true time: the ledger's clock is right."""
 
-    def __init__(self, policy: Policy, allowance: AllowancePolicy, nonce: Callable[[], bytes]) -> None:
+    def __init__(self, policy: Policy, nonce: Callable[[], bytes]) -> None:
         self.policy = policy
-        self.allowance = allowance
+        self.use = policy.use
         self.guarantee = policy.guarantee
         self.epoch = 0
         self._nonce = nonce
@@ -379,10 +379,10 @@ class Books:
 
     def targets(self, account: int, now_unix_s: int) -> dict[bytes, Allowance]:
         """What each active token should hold, in minor units."""
-        book, window_s = self.accounts[account], self.allowance.window_s
+        book, window_s = self.accounts[account], self.use.window_s
         active = [token for token in book.tokens if token.status is Status.ACTIVE]
         wanted = allowances(
-            self.allowance,
+            self.use,
             [token.used(now_unix_s, window_s) for token in active],
             book.debited(now_unix_s, window_s),
             owable_minor=book.owable_minor - sum(_stuck_minor(token, now_unix_s) for token in book.tokens),
@@ -423,7 +423,7 @@ class Books:
         if ceiling < token.highest + amount_minor:
             return None
         ceiling = token.highest + amount_minor
-        valid_until_unix_s = now_unix_s + self.allowance.grant_life_s
+        valid_until_unix_s = now_unix_s + self.policy.online.grant_life_s
         return self.issue(token, PublicationKind.GRANT, ceiling, now_unix_s, valid_until_unix_s, terminal_id)
 
     def note(self, token: TokenBook, now_unix_s: int, needed_minor: int = 0) -> Issued | None:
@@ -437,10 +437,10 @@ class Books:
         if (
             last is not None
             and last.record.ceiling == ceiling
-            and last.valid_until_unix_s - now_unix_s > self.allowance.note_renew_s
+            and last.valid_until_unix_s - now_unix_s > self.use.note_renew_s
         ):
             return last
-        valid_until_unix_s = now_unix_s + self.allowance.note_life_s
+        valid_until_unix_s = now_unix_s + self.policy.online.note_life_s
         token.last_note = self.issue(token, PublicationKind.NOTE, ceiling, now_unix_s, valid_until_unix_s)
         return token.last_note
 

@@ -235,7 +235,8 @@ class History:
         return _ms(day) + int((min(hour, 23) + chance.random()) * HOUR_S * 1000)
 
     def _day(self, day: int) -> list[tuple[int, Happening]]:
-        load, found = self._load, []
+        load = self._load
+        found: list[tuple[int, Happening]] = []
         chance = stream(self._size.seed, "day", day)
         for customer in self._town.customers:
             for _ in range(poisson(chance, load.taps.per_customer_day * customer.intensity)):

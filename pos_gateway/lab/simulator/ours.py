@@ -24,11 +24,10 @@ from pos_gateway.lab.simulator.load import Load
 from pos_gateway.lab.simulator.measures import Measures
 from pos_gateway.lab.simulator.shops import Asked, Gateway
 from pos_gateway.lab.simulator.town import DAY_S, Size, Town
-from pos_gateway.ledger.use import AllowancePolicy
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.reserve import PublicationKind
 from pos_gateway.limits.builder import build_snapshot
-from pos_gateway.limits.header import OnlineTerms, SnapshotTerms
+from pos_gateway.limits.header import SnapshotTerms
 from pos_gateway.limits.layers import Layers
 from pos_gateway.limits.record import NONCE_BYTES, TOKEN_KEY_BYTES, LimitRecord, Status
 from pos_gateway.limits.single import Kind, SingleLimit
@@ -74,7 +73,6 @@ class Ours:
         town: Town,
         load: Load,
         policy: Policy,
-        allowance: AllowancePolicy,
         gateway_policy: GatewayPolicy,
     ) -> None:
         self.measures = Measures(Debts(cuts_by_themselves=False))
@@ -85,16 +83,10 @@ class Ours:
         self._tolerance_s = policy.clock_tolerance_s
         self._deadline_ms = 1000 * policy.presentment_deadline_s
         self._nonces = 0
-        self.books = Books(policy, allowance, self._nonce)
+        self.books = Books(policy, self._nonce)
         self._limit_key = Ed25519PrivateKey.from_private_bytes(seeded_bytes(32, size.seed, "limit key"))
         online_key = Ed25519PrivateKey.from_private_bytes(seeded_bytes(32, size.seed, "online key"))
-        self._online = OnlineTerms(
-            keys=(online_key.public_key().public_bytes_raw(),),
-            per_tap_cap_minor=policy.per_tap_cap_minor,
-            grant_life_s=allowance.grant_life_s,
-            note_life_s=allowance.note_life_s,
-            unsynchronised_amount_cap_minor=gateway_policy.unsynchronised_amount_cap_minor,
-        )
+        self._online = policy.online.terms([online_key.public_key().public_bytes_raw()])
         self._shops = [Gateway(f"T{number:07d}", gateway_policy) for number in range(town.shops)]
         self._shop_numbers = {shop.terminal_id: number for number, shop in enumerate(self._shops)}
         self._cards: dict[tuple[int, bool], Card] = {}
@@ -124,6 +116,10 @@ class Ours:
         while self._due and self._due[0][0] <= at_unix_ms:
             due_ms, _, due = heappop(self._due)
             self._do(due_ms, due)
+        while self._releases and self._releases[0][0] + 999 < at_unix_ms:
+            _, tap_id = heappop(self._releases)
+            if not self._approvals[tap_id].presented:
+                self.measures.debts.released(tap_id)
         self._do(at_unix_ms, event)
 
     def _do(self, at_unix_ms: int, event: h.Happening) -> None:
@@ -526,6 +522,10 @@ class Ours:
     def _restore(self, at_unix_ms: int) -> None:
         if not self.books.restore(at_unix_ms // 1000):
             return
+        # How far cuts had come since the backup is forgotten too; nothing new is given out meanwhile.
+        for customer, book in enumerate(self.books.accounts):
+            target_minor = self._base_minor[customer] + self._vault_minor[customer]
+            self.measures.debts.limit_is(customer, target_minor, book.limit_minor)
         # Online merchants hear of the new epoch at once.
         kept_ms = at_unix_ms - self._deadline_ms
         self._online_taps = [(at, tap) for at, tap in self._online_taps if at > kept_ms]
@@ -665,10 +665,6 @@ class Ours:
         return not self._town.customers[customer].has_plastic
 
     def _end_day(self, at_unix_ms: int) -> None:
-        while self._releases and self._releases[0][0] < at_unix_ms:
-            _, tap_id = heappop(self._releases)
-            if not self._approvals[tap_id].presented:
-                self.measures.debts.released(tap_id)
         self.measures.end_day(
             reserve_minor=sum(book.reserve_minor(at_unix_ms // 1000) for book in self.books.accounts),
             queue=sum(len(shop.queue) for shop in self._shops),

@@ -83,6 +83,7 @@ class Peer:
         self._keys = 0
         self._clones: dict[int, h.CloneMade] = {}
         self._cloned_minor: dict[int, int] = {}
+        self._billed_minor: dict[int, int] = {}
         self._dead_clones: dict[int, None] = {}
         for customer in town.customers:
             self.measures.debts.open(customer.index, customer.limit_minor, customer.first_owed_minor)
@@ -186,7 +187,7 @@ class Peer:
         if clone is not None:
             self._cloned_minor[clone] = self._cloned_minor.get(clone, 0) + amount_minor
         if shop.line:
-            self._accounts[customer].owed_minor += amount_minor
+            self._bill(customer, amount_minor, clone)
         else:
             shop.queue.append(_Stored(customer, amount_minor, self._keys, clone))
             shop.since_minor[customer] = shop.since_minor.get(customer, 0) + amount_minor
@@ -196,7 +197,7 @@ class Peer:
             account = self._accounts[stored.account]
             refused = self._floor_cap_minor is not None and stored.amount_minor > account.available_minor
             if not refused:
-                account.owed_minor += stored.amount_minor
+                self._bill(stored.account, stored.amount_minor, stored.clone)
             elif stored.clone is None:
                 self.measures.guaranteed_unpaid += stored.amount_minor
                 self.measures.unpaid_minor += stored.amount_minor
@@ -204,6 +205,11 @@ class Peer:
                     self.measures.debts.released(stored.key)
         self.measures.guaranteed += len(shop.queue)
         shop.queue.clear()
+
+    def _bill(self, customer: int, amount_minor: int, clone: int | None) -> None:
+        self._accounts[customer].owed_minor += amount_minor
+        if clone is not None:
+            self._billed_minor[clone] = self._billed_minor.get(clone, 0) + amount_minor
 
     def _learn(self, shop: _Shop) -> None:
         if shop.version != self._version and not shop.stolen:
@@ -260,6 +266,7 @@ class Peer:
         for clone, made in self._clones.items():
             if made.customer == customer and not made.rolled_back and clone in self._cloned_minor:
                 self._dead_clones[clone] = None
+                self._accounts[customer].owed_minor -= self._billed_minor.pop(clone, 0)
 
 
 STORE_AND_FORWARD: Final = "store_and_forward"

@@ -13,7 +13,6 @@ from pos_gateway.lab.simulator.measures import Measures
 from pos_gateway.lab.simulator.ours import Ours
 from pos_gateway.lab.simulator.peers import AVAILABLE_CREDIT, STORE_AND_FORWARD, Peer
 from pos_gateway.lab.simulator.town import DAY_S, Size, build_town
-from pos_gateway.ledger.use import AllowancePolicy
 from pos_gateway.ledger.config import Policy
 
 Progress = Callable[[int, int], None]
@@ -45,14 +44,12 @@ def simulate(
     policy: Policy | None = None,
     progress: Progress = lambda done, of: None,
     *,
-    allowance: AllowancePolicy | None = None,
     peers: bool = True,
 ) -> Outcome:
     """The same size, load and policy always give the same outcome."""
     policy = policy or Policy()
-    allowance = allowance or AllowancePolicy()
     town = build_town(size, load)
-    ours = Ours(size, town, load, policy, allowance, gateway_policy(policy))
+    ours = Ours(size, town, load, policy, gateway_policy(policy))
     others = [
         Peer(town, load, policy.valid_s, load.peers.floor_cap_minor),
         Peer(town, load, policy.valid_s, None),
