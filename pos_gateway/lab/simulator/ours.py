@@ -343,7 +343,9 @@ class Ours:
                 return tally.declines("no_valid_limits", room=room)
             answer = card.generate_ac(amount_minor, note.record.ceiling, signed + note.digest)
             if answer.kind is not CryptogramKind.TC:
-                return tally.declines(_RESERVED_ELSEWHERE, room=room)
+                capped = answer.kind is CryptogramKind.AAC
+                cause = Reason.OVER_TAP_CAP.value if capped else _RESERVED_ELSEWHERE
+                return tally.declines(cause, room=room)
             tap = Tap(
                 self._sale,
                 card.token_key,
