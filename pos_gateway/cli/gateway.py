@@ -96,6 +96,19 @@ def confirm_time(
     emit(data, "The time is confirmed, and journalled.", as_json=as_json)
 
 
+def _forecast(data: dict[str, Any]) -> str:
+    if data["stopped"]:
+        return f"nothing more can be approved ({data['first']})"
+    at_unix_ms = data["first_at_unix_ms"]
+    when = (
+        f", about {datetime.fromtimestamp(at_unix_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC" if at_unix_ms else ""
+    )
+    return (
+        f"{data['amount_left']} in up to {data['count_left']} payments of at most {data['per_tap_cap']}; "
+        f"first comes {data['first']}{when}"
+    )
+
+
 def _text(data: dict[str, Any]) -> str:
     line, queue, snapshot = data["line"], data["queue"], data["snapshot"]
     up = {True: "up", False: f"down ({line['problem']})", None: "not tried yet"}[line["up"]]
@@ -104,6 +117,7 @@ def _text(data: dict[str, Any]) -> str:
         f"  line to the ledger: {up}",
         f"  waiting for the ledger: {queue['count']} payments, {queue['amount']} of at most {queue['cap']}",
         f"  limits: {snapshot['sentence'] if snapshot else 'none yet: nothing can be approved'}",
+        f"  without a line: {_forecast(data['forecast'])}",
     ]
     if queue["oldest_at_unix_ms"]:
         age_s = int(time.time()) - queue["oldest_at_unix_ms"] // 1000

@@ -6,10 +6,14 @@ reaches the card over the network instead of a reader. The ledger knows it by it
 
 from __future__ import annotations
 
+import json
 import secrets
+import urllib.error
+import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
+from http import HTTPStatus
 from typing import Final, Protocol
 from uuid import UUID, uuid4
 
@@ -26,12 +30,20 @@ from pos_gateway.emv.application import (
 )
 from pos_gateway.emv.dialogue import converse, read_card, request_cryptogram, write_note
 from pos_gateway.emv.transcript import Transcript
-from pos_gateway.errors import Conflict, InvalidInput
+from pos_gateway.errors import (
+    AuthenticationFailed,
+    Conflict,
+    InvalidInput,
+    InvalidMessage,
+    LedgerUnreachable,
+)
+from pos_gateway.gateway.fetcher import authority_context
 from pos_gateway.gateway.till import Approved, Outcome, Till
 from pos_gateway.inquiry import OnlineAnswer, OwnLimit, wallet_body
 from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.virtual_card import VirtualCard
 
+_TIMEOUT_S: Final = 10.0
 _INQUIRY_MINOR: Final = 1
 """A card refuses to speak of no money at all; an ARQC moves none."""
 
@@ -44,6 +56,46 @@ class WalletLine(Protocol):
     def wallet_note(self, body: bytes) -> str: ...
 
     def wallet_return(self, body: bytes) -> str: ...
+
+
+class WalletClient:
+    """The wallet routes of a ledger across the network. `authority`: its certificate, DER, as enrolment
+    codes pin it; an app would ship with it.
+
+    Raises, at every call:
+        LedgerUnreachable: no line, or not that ledger.
+        AuthenticationFailed: the ledger does not believe the card.
+        InvalidMessage: it cannot read what was sent.
+    """
+
+    def __init__(self, url: str, authority: bytes) -> None:
+        self._url = url.rstrip("/")
+        self._context = authority_context(authority)
+
+    def wallet_challenge(self) -> str:
+        return str(json.loads(self._post("challenges", b"{}"))["challenge"])
+
+    def wallet_note(self, body: bytes) -> str:
+        return self._post("notes", body)
+
+    def wallet_return(self, body: bytes) -> str:
+        return self._post("returns", body)
+
+    def _post(self, what: str, body: bytes) -> str:
+        request = urllib.request.Request(  # noqa: S310 - always https
+            f"{self._url}/v1/wallet/{what}", data=body, headers={"Content-Type": "application/json"}
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=_TIMEOUT_S, context=self._context) as answer:  # noqa: S310
+                return str(answer.read().decode())
+        except urllib.error.HTTPError as error:
+            with error:
+                told = json.loads(error.read())["error"]["reason"]
+            if error.code == HTTPStatus.UNAUTHORIZED:
+                raise AuthenticationFailed(told, step="ledger") from None
+            raise InvalidMessage(f"the ledger refused: {told}") from None
+        except OSError as error:
+            raise LedgerUnreachable(f"no line to the ledger ({type(error).__name__})") from None
 
 
 @dataclass(slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from enum import Enum
@@ -251,6 +251,37 @@ def lock_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
     return LockedAccount(row.id, row.currency, balance_of(row), lines, now_unix_s)
 
 
+def write_evidence(connection: sa.Connection, ends: Mapping[tuple[str, bytes], int]) -> None:
+    """Publications, by token id and digest, of which the card has shown that they died by that counter."""
+    if not ends:
+        return
+    columns = store.publications.c
+    connection.execute(
+        store.publications.update()
+        .where(columns.token_id == sa.bindparam("token"), columns.digest == sa.bindparam("name"))
+        .values(evidence=sa.bindparam("end")),
+        [{"token": token_id, "name": digest, "end": end} for (token_id, digest), end in ends.items()],
+    )
+
+
+def write_off(connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> None:
+    """Points of renounced TCs; those that are written off already are passed over."""
+    for row in rows:
+        place = {"token_id": row["token_id"], "counter_after": row["counter_after"]}
+        if connection.execute(sa.select(store.write_offs.c.token_id).filter_by(**place)).first() is None:
+            connection.execute(store.write_offs.insert().values(row))
+
+
+def block(connection: sa.Connection, token_ids: Collection[str]) -> None:
+    """Block those that are active. Shops learn of it with the next snapshot."""
+    columns = store.tokens.c
+    connection.execute(
+        store.tokens.update()
+        .where(among(connection, columns.id, token_ids), columns.status == TokenStatus.ACTIVE.value)
+        .values(status=TokenStatus.BLOCKED.value)
+    )
+
+
 def balance_of(row: sa.Row[Any]) -> Balance:
     """The money of an account's row."""
     return Balance(**{field.name: getattr(row, field.name) for field in fields(Balance)})
@@ -373,15 +404,18 @@ def lines_by_account(lines: Iterable[TokenLine]) -> dict[str, list[TokenLine]]:
 
 
 def set_token_status(connection: sa.Connection, token_id: str, status: TokenStatus) -> None:
-    """Takes effect in shops with the next snapshot. Reserves stay: what was approved before is paid.
+    """Takes effect in shops with the next snapshot. Reserves stay: what was approved before is paid. Its
+    account is held meanwhile.
 
     Raises:
         NotFound: no such token.
         Conflict: the token is closed, and closed for ever.
     """
-    row = connection.execute(sa.select(store.tokens).filter_by(id=token_id).with_for_update()).first()
-    if row is None:
+    account_id = connection.scalar(sa.select(store.tokens.c.account_id).filter_by(id=token_id))
+    if account_id is None:
         raise NotFound(f"there is no token {token_id}")
+    lock_accounts(connection, [account_id])
+    row = connection.execute(sa.select(store.tokens).filter_by(id=token_id).with_for_update()).one()
     if TokenStatus(row.status) is TokenStatus.CLOSED and status is not TokenStatus.CLOSED:
         raise Conflict(f"token {token_id} is closed", advice="issue a new one")
     connection.execute(store.tokens.update().filter_by(id=token_id).values(status=status.value))

@@ -118,6 +118,7 @@ class FailedAttempts:
 
 _LEDGER: Final = web.AppKey("ledger", Ledger)
 _ATTEMPTS: Final = web.AppKey("attempts", FailedAttempts)
+_URGENT: Final = web.AppKey("urgent", asyncio.Event)
 _BATCHES: Final = web.AppKey("batches", asyncio.Semaphore)
 
 
@@ -127,6 +128,7 @@ def build_app(ledger: Ledger) -> web.Application:
     app[_LEDGER] = ledger
     app[_ATTEMPTS] = FailedAttempts()
     app[_BATCHES] = asyncio.Semaphore(_MAX_BATCHES_AT_ONCE)
+    app[_URGENT] = asyncio.Event()
     app.add_routes(
         [
             web.get("/v1/authority", _authority),
@@ -163,13 +165,13 @@ async def serve(
     """
     await asyncio.to_thread(ledger.renew_tls)
     loaded, context = _stamp(ledger), _tls(ledger)
+    app = build_app(ledger)
     keeping = [
         asyncio.create_task(_renew_metadata(ledger), name="metadata"),
         asyncio.create_task(_reload_tls(ledger, context, loaded), name="certificate"),
+        asyncio.create_task(_take_back(ledger, app[_URGENT]), name="taking back"),
     ]
-    runner = web.AppRunner(
-        build_app(ledger), access_log=None, shutdown_timeout=_SHUTDOWN_S, lingering_time=_LINGERING_S
-    )
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S, lingering_time=_LINGERING_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=context)
@@ -198,6 +200,20 @@ async def _renew_metadata(ledger: Ledger) -> None:
         except (PosGatewayError, OSError) as error:
             _log.error("metadata not renewed", reason=str(error))
         await asyncio.sleep(_RENEWAL_S)
+
+
+async def _take_back(ledger: Ledger, urgent: asyncio.Event) -> None:
+    """Tell the shops at once of tokens that must not pay any more: clones that were proven."""
+    while True:
+        try:
+            published = await asyncio.to_thread(ledger.publish_urgent)
+        except (PosGatewayError, OSError) as error:
+            _log.error("blocked tokens not told to the shops yet", reason=str(error))
+        else:
+            if published is not None:
+                _log.warning("blocked tokens told to the shops", version=published.version)
+        await urgent.wait()
+        urgent.clear()
 
 
 def _tls(ledger: Ledger) -> ssl.SSLContext:
@@ -331,6 +347,8 @@ async def _present(request: web.Request) -> web.Response:
         body = await _body(request)
         # Not to be cut off half-way by a client that hangs up: what is under way is finished.
         verdicts = await asyncio.shield(asyncio.to_thread(ledger.present, gateway_id, body, signature))
+    if any(verdict.proves_clone for verdict in verdicts):
+        request.app[_URGENT].set()
     counts: dict[str, int] = {}
     for verdict in verdicts:
         counts[verdict.verdict.value] = counts.get(verdict.verdict.value, 0) + 1

@@ -35,19 +35,27 @@ def book(
     amount_minor: int,
     now_unix_ms: int,
     reference: str | None = None,
+    record: tuple[str, uuid.UUID, str] | None = None,
 ) -> uuid.UUID:
     """One transfer of an account's money; `debit` and `credit` are book and owner.
 
-    With a reference the transfer's id is known from it: the same again cannot be booked twice.
+    With a reference, or a `record` (gateway, record id, token) that is paid for, the transfer's id is
+    known from it: the same again cannot be booked twice.
     """
     transfer_id = uuid.uuid4()
+    gateway_id, record_id, token_id = record or (None, None, None)
     if reference is not None:
         transfer_id = uuid.uuid5(_NAMESPACE, "\0".join((account.id, kind, reference)))
+    elif record_id is not None:
+        transfer_id = uuid.uuid5(record_id, gateway_id or "")
     connection.execute(
         store.transfers.insert().values(
             account_id=account.id,
             id=transfer_id,
             kind=kind,
+            record_id=record_id,
+            token_id=token_id,
+            gateway_id=gateway_id,
             tapped_unix_ms=now_unix_ms,
             posted_unix_ms=now_unix_ms,
             reference=reference,

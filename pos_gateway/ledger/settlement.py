@@ -15,21 +15,25 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from pos_gateway.ledger.accounts import TokenStatus, lock_account
 from pos_gateway.ledger.batch import (
-    PAYABLE,
-    RECEIVABLE,
     After,
     AlarmKind,
     Before,
     Examined,
     Line,
+    ReliedOn,
     Seen,
     read_before,
 )
+from pos_gateway.ledger.books import ISSUER, ISSUER_FRAUD, PAYABLE, RECEIVABLE
 from pos_gateway.ledger.corrections import Correction, Judged, Original, judge
 from pos_gateway.ledger.evidence import Tap
 from pos_gateway.ledger.gateways import Gateway
-from pos_gateway.ledger.reserve import contains
+from pos_gateway.ledger.movements import complete, is_pending
+from pos_gateway.ledger.renunciations import NOTED, Renunciation
+from pos_gateway.ledger.reserve import Guarantee, contains
+from pos_gateway.ledger.reviews import Why
 from pos_gateway.money import Currency
 from pos_gateway.records import Kind, Record, Verdict
 
@@ -39,15 +43,22 @@ _POSTED: Final = "Paid."
 _DUPLICATE: Final = "Paid; it had been presented before."
 _CORRECTED_BEFORE: Final = "Done; it had been presented before."
 _UNKNOWN: Final = "This issuer does not know the card."
+_POSTED_LATE: Final = "Paid, though it was presented late."
+_PAID_BY_ISSUER: Final = "Paid by the issuer: the card contradicts a payment presented before, it was copied."
+_CONTRADICTS: Final = "The card contradicts a payment presented before: it may be a copy. Both are kept."
+_NOBODY: Final = ("", "")
+_RENOUNCED: Final = "This gateway has said that it will not present this payment."
 
 
 @dataclass(frozen=True, slots=True)
 class RecordVerdict:
-    """The answer to one record. `reason` is a sentence for the shop's staff."""
+    """The answer to one record. `reason` is a sentence for the shop's staff. `proves_clone`: the issuer must
+    tell all shops at once (not told to this one)."""
 
     record_id: str
     verdict: Verdict
     reason: str
+    proves_clone: bool = False
 
     def to_wire(self) -> dict[str, str]:
         return {"id": self.record_id, "verdict": self.verdict.value, "reason": self.reason}
@@ -59,28 +70,43 @@ def settle(
     currency: Currency,
     now_unix_ms: int,
     examined: Sequence[Examined],
+    guarantee: Guarantee,
+    complete_until_unix_ms: int = 0,
 ) -> list[RecordVerdict]:
     """Settle one batch of one gateway, once, inside the caller's transaction; the verdicts are in the order
-    of the records.
+    of the records. `complete_until_unix_ms`: the gateway says that with this batch it has presented all
+    that it approved up to that time by its clock; 0 if it says nothing.
 
     Raises:
         InvariantBroken: a fault of ours; the transaction must not commit.
     """
     before = read_before(connection, gateway, examined, now_unix_ms)
     after = After(connection, gateway, currency, now_unix_ms)
-    verdicts = _Judgement(before, after, now_unix_ms // 1000).all(examined)
+    verdicts = _Judgement(before, after, gateway, guarantee, now_unix_ms).all(examined)
     after.write()
     after.check(before)
+    # Never ahead of our own clock: a gateway whose clock is would shut itself out for as long.
+    until_unix_ms = min(complete_until_unix_ms, now_unix_ms)
+    if until_unix_ms > before.complete_until_unix_ms:
+        after.tell_complete(until_unix_ms, guarantee)
+    for account_id in sorted(id_ for id_, balance in before.balances.items() if is_pending(balance)):
+        account = lock_account(connection, account_id, now_unix_ms // 1000)
+        complete(connection, account, now_unix_ms)
     return verdicts
 
 
 class _Judgement:
     """Judges record by record; what has been judged counts for the next."""
 
-    def __init__(self, before: Before, after: After, now_unix_s: int) -> None:
+    def __init__(
+        self, before: Before, after: After, gateway: Gateway, guarantee: Guarantee, now_unix_ms: int
+    ) -> None:
         self._before = before
         self._after = after
-        self._now_unix_s = now_unix_s
+        self._gateway = gateway
+        self._guarantee = guarantee
+        self._now_unix_ms = now_unix_ms
+        self._clones: set[uuid.UUID] = set()
 
     def all(self, examined: Sequence[Examined]) -> list[RecordVerdict]:
         # A batch that was sent out of order is no reason to let a refund wait for its own payment.
@@ -108,11 +134,33 @@ class _Judgement:
         if other != record.id:
             detail = f"journal place {record.sequence} is record {other}'s"
             self._after.alarm(AlarmKind.SEQUENCE_REUSED, record.id, None, detail)
+        if item.renunciation is not None:
+            return self._judge_renunciation(record, item.renunciation)
         if item.correction is not None:
             return self._judge_correction(record, item.correction)
         return self._judge_payment(record, item)
 
+    def _judge_renunciation(self, record: Record, renunciation: Renunciation) -> RecordVerdict:
+        line = self._before.lines.get(renunciation.token_key)
+        sale_id = uuid.UUID(bytes=renunciation.sale_id)
+        account_id = line.token.account_id if line is not None else None
+        verdict, reason = Verdict.POSTED, NOTED
+        seen = self._before.seen.get(sale_id)
+        if line is None:
+            verdict, reason = Verdict.UNKNOWN, _UNKNOWN
+        elif seen is not None and seen.kind is Kind.AUTHORIZATION:
+            verdict, reason = Verdict.INVALID, "The payment itself was presented."
+            self._after.alarm(AlarmKind.AGAINST_RULES, record.id, account_id, reason)
+        elif renunciation.previous_digest not in line.renounced:
+            self._after.renounce(line, renunciation)
+            before = line.pointing.get(renunciation.previous_digest)
+            if before is not None:
+                self._after.write_off(line, before, renunciation.amount_minor, sale_id)
+        self._keep(record, account_id, verdict, reason)
+        return RecordVerdict(str(record.id), verdict, reason)
+
     def _judge_payment(self, record: Record, item: Examined) -> RecordVerdict:
+        book = ("", "")
         line = self._before.lines.get(item.tap.token_key) if item.tap is not None else None
         account_id = line.token.account_id if line is not None else None
         if item.tap is None:
@@ -121,17 +169,18 @@ class _Judgement:
         elif line is None:
             verdict, reason = Verdict.UNKNOWN, _UNKNOWN
         else:
-            verdict, reason = self._judge_tap(record, item.tap, line)
+            verdict, reason, book = self._judge_tap(record, item.tap, line)
         self._keep(record, account_id, verdict, reason)
         if record.kind is Kind.AUTHORIZATION:
             original = self._before.originals[record.id] = Original(verdict, account_id)
             if verdict is Verdict.POSTED and item.tap is not None and line is not None:
                 original.token_id = line.token.id
                 original.amount_minor = original.left_minor = item.tap.amount_minor
+                original.book = book
             if verdict is not Verdict.UNKNOWN:
                 for record_id, correction in self._before.waiting.pop(record.id, ()):
                     self._judge_again(record_id, correction, original)
-        return RecordVerdict(str(record.id), verdict, reason)
+        return RecordVerdict(str(record.id), verdict, reason, proves_clone=record.id in self._clones)
 
     def _judge_correction(self, record: Record, correction: Correction) -> RecordVerdict:
         original = self._before.originals.get(correction.about)
@@ -161,37 +210,76 @@ class _Judgement:
                 -correction.amount_minor,
                 correction.at_unix_ms,
                 original=correction.about,
+                book=original.book,
             )
         return judged
 
-    def _judge_tap(self, record: Record, tap: Tap, line: Line) -> tuple[Verdict, str]:
-        """A genuine tap of a token that we know."""
+    def _judge_tap(self, record: Record, tap: Tap, line: Line) -> tuple[Verdict, str, tuple[str, str]]:
+        """A genuine tap of a token that we know: verdict, reason, and the book that pays."""
         token = line.token
         relied_on = self._before.published.get((token.id, tap.limit_digest))
         if relied_on is None or relied_on.ceiling != tap.ceiling:
             reason = "The payment relies on a limit that this issuer never gave out."
             self._after.alarm(AlarmKind.FALSE_EVIDENCE, record.id, token.account_id, reason)
-            return Verdict.INVALID, reason
-        self._after.raise_highest(line, tap.counter_after)
+            return Verdict.INVALID, reason, _NOBODY
+        self._after.observe(line, tap, relied_on, self._guarantee)
+        line.pointing[tap.previous_digest] = tap.counter_before
+        if tap.previous_digest in line.renounced:
+            self._after.write_off(line, tap.counter_before, *line.renounced[tap.previous_digest])
+
         interval = (tap.counter_before, tap.counter_after)
-        guaranteed = contains(line.claimable, interval)
+        customer, issuer = (RECEIVABLE, token.account_id), (ISSUER_FRAUD, ISSUER)
         others = line.overlapping(*interval)
         for other in others:
             detail = f"overlaps record {other.record_id} of gateway {other.gateway_id}"
             self._after.alarm(AlarmKind.OVERLAP, record.id, token.account_id, detail)
-        if any(other.posted for other in others):
+            self._after.conflict(record, line, other)
+            self._clones.add(record.id)
+        contradicts = any(other.posted for other in others)
+        if record.id in line.spoiled:
             self._after.claim(record, tap, line, posted=False)
-            return Verdict.CONFLICT, (
-                "The card contradicts a payment presented before: it may be a copy. Both are kept."
-            )
-        if not guaranteed:
-            self._after.claim(record, tap, line, posted=False)
-            if self._now_unix_s > relied_on.stands_until_unix_s:
-                return Verdict.LATE, "Presented after the deadline; the issuer will review it."
-            return Verdict.LATE, "Outside what the issuer still guarantees; it will be reviewed."
-        self._after.claim(record, tap, line, posted=True)
-        self._after.post(record.id, "payment", token.account_id, token.id, tap.amount_minor, tap.at_unix_ms)
-        return Verdict.POSTED, _POSTED
+            self._after.alarm(AlarmKind.AGAINST_RULES, record.id, token.account_id, _RENOUNCED)
+            return Verdict.INVALID, _RENOUNCED, _NOBODY
+        why = self._not_guaranteed(tap, relied_on)
+        if why in (None, Why.LATE) and not contradicts and contains(line.claimable, interval):
+            return self._post(record, tap, line, _POSTED, customer)
+        if why is None and contradicts:
+            # Somebody was served in good faith: the shop kept the rules, and the customer owes it to nobody.
+            return self._post(record, tap, line, _PAID_BY_ISSUER, issuer)
+        if why is Why.AGAINST_RULES:
+            self._after.alarm(AlarmKind.AGAINST_RULES, record.id, token.account_id, why.sentence)
+        chargeable = why in (None, Why.LATE) and not others and token.status is TokenStatus.ACTIVE
+        if chargeable and self._after.post_from_free(self._before, token.account_id, tap.amount_minor):
+            return self._post(record, tap, line, _POSTED_LATE, customer)
+        self._after.claim(record, tap, line, posted=False)
+        self._after.hold(record.id, token.account_id, why or Why.LATE)
+        if contradicts:
+            return Verdict.CONFLICT, _CONTRADICTS, _NOBODY
+        return Verdict.LATE, (why or Why.LATE).sentence, _NOBODY
+
+    def _not_guaranteed(self, tap: Tap, relied_on: ReliedOn) -> Why | None:
+        """Why the shop's side of the guarantee does not hold; None if it does."""
+        if self._before.suspended:
+            return Why.SUSPENDED
+        if tap.at_unix_ms <= self._before.complete_until_unix_ms:
+            return Why.BACKDATED
+        for_another = relied_on.terminal_id not in (None, self._gateway.terminal_id)
+        if for_another or tap.at_unix_ms >= relied_on.valid_until_unix_s * 1000:
+            return Why.AGAINST_RULES
+        covered_s = self._guarantee.presentment_deadline_s + self._guarantee.clock_tolerance_s
+        if self._now_unix_ms > tap.at_unix_ms + covered_s * 1000:
+            return Why.LATE
+        return None
+
+    def _post(
+        self, record: Record, tap: Tap, line: Line, reason: str, book: tuple[str, str]
+    ) -> tuple[Verdict, str, tuple[str, str]]:
+        token = line.token
+        self._after.claim(record, tap, line, posted=book[0] == RECEIVABLE)
+        self._after.post(
+            record.id, "payment", token.account_id, token.id, tap.amount_minor, tap.at_unix_ms, book=book
+        )
+        return Verdict.POSTED, reason, book
 
     def _keep(
         self,

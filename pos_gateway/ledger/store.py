@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
+from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
@@ -553,6 +554,13 @@ class Store:
             raise _unavailable(error) from error
         with connection:
             yield connection
+
+
+def current_epoch(connection: sa.Connection) -> UUID:
+    """Which life of the ledger it is: another one after a restore from a backup."""
+    newest = sa.select(epochs.c.id).order_by(epochs.c.number.desc()).limit(1)
+    epoch: UUID = connection.scalars(newest).one()
+    return epoch
 
 
 def lock_publishing(connection: sa.Connection) -> None:
