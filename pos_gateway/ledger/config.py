@@ -85,7 +85,7 @@ class OnlinePolicy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    per_tap_cap_minor: int = Field(default=100_000, ge=0, lt=1 << 32)
+    per_tap_cap_minor: int = Field(default=300_000, ge=0, lt=1 << 32)
     grant_life_s: int = Field(default=300, ge=0, lt=1 << 32)
     note_life_s: int = Field(default=3 * _DAY_S, ge=0, lt=1 << 32)
     unsynchronised_amount_cap_minor: int = Field(default=5_000_000, ge=0, lt=1 << 53)
@@ -121,7 +121,7 @@ class Policy(BaseModel):
     valid_s: int = Field(default=14 * _DAY_S, gt=0)
     presentment_deadline_s: int = Field(default=14 * _DAY_S, gt=0)
     clock_tolerance_s: int = Field(default=300, ge=0)
-    per_tap_cap_minor: int = Field(default=100_000, gt=0, lt=1 << 32)
+    per_tap_cap_minor: int = Field(default=300_000, gt=0, lt=1 << 32)
     stale_per_tap_cap_minor: int = Field(default=20_000, ge=0, lt=1 << 32)
     card_cumulative_cap_minor: int = Field(default=1_000_000_000, gt=0)
     card_tc_rate_limit: int = Field(default=50, gt=0)

@@ -25,8 +25,7 @@ class UsePolicy(BaseModel):
 
     `window_s`: how far back use is looked at, in seconds. `snapshot_…`: what plastic gets in bulk.
     `note_…`: what it gets by note. `cut_off_percent`: of what it spends, at least so much is thought to be
-    spent where there is no line. `returning_…`: what a token gets that returns what it does not need, where
-    others share the account; alone it gets all. `beside_percent`: plastic beside such a token gets only so
+    spent where there is no line. `returning_…`: what a token gets that returns what it does not need. `beside_percent`: plastic beside such a token gets only so
     much of what it would get, and nothing of the rest. `debit_…`: what is kept back for online debits.
     `float_percent`: of what may still be owed, kept back where several tokens share it, for grants.
     `rest_percent`: of what is left when all have that, how much becomes allowance too. `first_percent`: of
@@ -43,9 +42,9 @@ class UsePolicy(BaseModel):
     note_days: float = Field(default=6.0, ge=0)
     note_taps: float = Field(default=1.0, ge=0)
     cut_off_percent: int = Field(default=10, ge=0, le=100)
-    returning_days: float = Field(default=4.0, ge=0)
+    returning_days: float = Field(default=7.0, ge=0)
     returning_taps: float = Field(default=1.0, ge=0)
-    beside_percent: int = Field(default=40, ge=0, le=100)
+    beside_percent: int = Field(default=25, ge=0, le=100)
     debit_days: float = Field(default=6.0, ge=0)
     debit_taps: float = Field(default=1.0, ge=0)
     float_percent: int = Field(default=15, ge=0, le=100)
@@ -112,8 +111,7 @@ def allowances(
     if asked > owable_minor:
         wanted = [each * owable_minor / asked for each in wanted]
     else:
-        alone = len(uses) == 1 and some_return
-        rest = (owable_minor - asked) * (100 if alone else policy.rest_percent) / 100
+        rest = (owable_minor - asked) * policy.rest_percent / 100
         takers = [use.returns or not some_return for use in uses]
         wanted = [
             each + rest / sum(takers) if takes else each for each, takes in zip(wanted, takers, strict=True)
@@ -121,8 +119,7 @@ def allowances(
     found = []
     for use, each, in_bulk in zip(uses, wanted, bulk, strict=True):
         note_minor = min(int(each), owable_minor * _assured(policy, use) // 100)
-        snapshot_minor = note_minor if use.returns else min(int(in_bulk), note_minor)
-        found.append(Allowance(snapshot_minor, note_minor))
+        found.append(Allowance(min(int(in_bulk), note_minor), note_minor))
     return tuple(found)
 
 
