@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from importlib.resources import files
 from pathlib import Path
 from typing import Final, Literal
 
@@ -85,7 +86,7 @@ class OnlinePolicy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    per_tap_cap_minor: int = Field(default=300_000, ge=0, lt=1 << 32)
+    per_tap_cap_minor: int = Field(default=100_000, ge=0, lt=1 << 32)
     grant_life_s: int = Field(default=300, ge=0, lt=1 << 32)
     note_life_s: int = Field(default=3 * _DAY_S, ge=0, lt=1 << 32)
     unsynchronised_amount_cap_minor: int = Field(default=5_000_000, ge=0, lt=1 << 53)
@@ -110,6 +111,7 @@ class Policy(BaseModel):
     reserves credit, because payments made under it may still be presented. `token_share_percent`: how much
     of an account's limit, less what is owed, all its active tokens' reserves may come to; `allowance` says
     how they share it.
+    `use`: allowances go by use instead, see `ledger.use`; `policies/by-use.json` is such a policy.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
     `certificate_life_s`: of a gateway's certificate. `certificate_grace_s`: how long after it a gateway may
     still ask for the next one, by its device key alone.
@@ -117,11 +119,11 @@ class Policy(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    refresh_after_s: int = Field(default=3 * _DAY_S, gt=0)
-    valid_s: int = Field(default=14 * _DAY_S, gt=0)
+    refresh_after_s: int = Field(default=_DAY_S, gt=0)
+    valid_s: int = Field(default=7 * _DAY_S, gt=0)
     presentment_deadline_s: int = Field(default=14 * _DAY_S, gt=0)
     clock_tolerance_s: int = Field(default=300, ge=0)
-    per_tap_cap_minor: int = Field(default=300_000, gt=0, lt=1 << 32)
+    per_tap_cap_minor: int = Field(default=100_000, gt=0, lt=1 << 32)
     stale_per_tap_cap_minor: int = Field(default=20_000, ge=0, lt=1 << 32)
     card_cumulative_cap_minor: int = Field(default=1_000_000_000, gt=0)
     card_tc_rate_limit: int = Field(default=50, gt=0)
@@ -131,7 +133,7 @@ class Policy(BaseModel):
     certificate_life_s: int = Field(default=30 * _DAY_S, ge=60)
     certificate_grace_s: int = Field(default=90 * _DAY_S, ge=0)
     metadata_lives: MetadataLives = MetadataLives()
-    use: UsePolicy = UsePolicy()
+    use: UsePolicy | None = None
     online: OnlinePolicy = OnlinePolicy()
 
     @property
@@ -152,3 +154,9 @@ def policy_in_force(connection: sa.Connection) -> Policy:
     """The newest one."""
     query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
     return Policy.model_validate_json(connection.scalars(query).one())
+
+
+def policy_by_use() -> Policy:
+    """The shipped policy whose allowances go by use: what the simulator runs with unless told otherwise."""
+    text = files(__package__).joinpath("policies", "by-use.json").read_text()
+    return Policy.model_validate_json(text)

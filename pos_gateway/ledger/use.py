@@ -16,6 +16,9 @@ from typing import Final, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pos_gateway.emv.application import MAX_COUNTER
+from pos_gateway.ledger.reserve import IntervalSet, measure, next_ceiling, subtract
+
 _DAY_S: Final = 86_400
 
 
@@ -25,8 +28,9 @@ class UsePolicy(BaseModel):
 
     `window_s`: how far back use is looked at, in seconds. `snapshot_…`: what plastic gets in bulk.
     `note_…`: what it gets by note. `cut_off_percent`: of what it spends, at least so much is thought to be
-    spent where there is no line. `returning_…`: what a token gets that returns what it does not need. `beside_percent`: plastic beside such a token gets only so
-    much of what it would get, and nothing of the rest. `debit_…`: what is kept back for online debits.
+    spent where there is no line. `returning_…`: what a token gets that returns what it does not need.
+    `beside_percent`: plastic beside such a token gets only so much of what it would get, and nothing of the
+    rest. `debit_…`: what is kept back for online debits.
     `float_percent`: of what may still be owed, kept back where several tokens share it, for grants.
     `rest_percent`: of what is left when all have that, how much becomes allowance too. `first_percent`: of
     the limit, what a token without a history gets. `assurance_percent`: the most a token may hold, by its
@@ -121,6 +125,17 @@ def allowances(
         note_minor = min(int(each), owable_minor * _assured(policy, use) // 100)
         found.append(Allowance(min(int(in_bulk), note_minor), note_minor))
     return tuple(found)
+
+
+def ceiling_for(claim: IntervalSet, highest: int, *, ahead_minor: int, free_minor: int) -> int:
+    """The next ceiling of a token that should have `ahead_minor` ahead of its counter: as far as the free
+    credit lets. Below an earlier one if less is meant for it now; that one then lapses."""
+    return min(highest + max(ahead_minor, 0), next_ceiling(claim, highest, max(free_minor, 0)))
+
+
+def stuck_minor(claim: IntervalSet, highest: int, *, may_pay: bool) -> int:
+    """Reserve that no token can use: below its counter, or of one that may not pay."""
+    return measure(subtract(claim, ((highest, MAX_COUNTER),)) if may_pay else claim)
 
 
 def _assured(policy: UsePolicy, use: Use) -> int:

@@ -65,9 +65,7 @@ class Both:
                 pan = issued.personalisation.pan
                 key = token_key(self.ledger.keys.token_key.secret, pan, 1)
                 self.cards.append(Held(card, issued.token.id, account, pan))
-                self.books.issue_token(
-                    account, key, issued.token.highest_counter, returns=False, assurance=1
-                )
+                self.books.issue_token(account, key, issued.token.highest_counter, returns=False, assurance=1)
 
     @property
     def now_s(self) -> int:

@@ -14,8 +14,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from pos_gateway.emv.application import MAX_COUNTER
-from pos_gateway.ledger.use import Allowance, Debits, Use, allowances
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.reserve import (
     CounterLine,
@@ -28,10 +26,10 @@ from pos_gateway.ledger.reserve import (
     contains,
     interval_set,
     measure,
-    next_ceiling,
     subtract,
     union,
 )
+from pos_gateway.ledger.use import Allowance, Debits, Use, UsePolicy, allowances, ceiling_for, stuck_minor
 from pos_gateway.limits.record import LimitRecord, Status
 from pos_gateway.records import Verdict
 
@@ -200,7 +198,7 @@ class Books:
 
     def __init__(self, policy: Policy, nonce: Callable[[], bytes]) -> None:
         self.policy = policy
-        self.use = policy.use
+        self.use = policy.use or UsePolicy()
         self.guarantee = policy.guarantee
         self.epoch = 0
         self._nonce = nonce
@@ -392,10 +390,13 @@ class Books:
 
     def ceiling(self, token: TokenBook, target_minor: int, now_unix_s: int, needed_minor: int = 0) -> int:
         """The next ceiling of a token that should have `target_minor` ahead of it, and needs
-        `needed_minor` at once. Below an earlier one if less is meant for it now: that one then lapses."""
-        free_minor = self.accounts[token.account].free_minor(now_unix_s)
-        highest = next_ceiling(token.claimable(now_unix_s), token.highest, free_minor)
-        return min(token.highest + max(target_minor, needed_minor), highest)
+        `needed_minor` at once."""
+        return ceiling_for(
+            token.claimable(now_unix_s),
+            token.highest,
+            ahead_minor=max(target_minor, needed_minor),
+            free_minor=self.accounts[token.account].free_minor(now_unix_s),
+        )
 
     def hear(self, token: TokenBook, counter: int, relied_on: bytes, now_unix_s: int) -> bool:
         """An authenticated ARQC. False: its counter lies below what was heard before: there are two cards."""
@@ -659,11 +660,7 @@ class Books:
 
 
 def _stuck_minor(token: TokenBook, now_unix_s: int) -> int:
-    """Reserve that the token itself cannot use: below its counter, or of a token that may not pay."""
-    claim = token.claimable(now_unix_s)
-    if token.status is not Status.ACTIVE:
-        return measure(claim)
-    return measure(subtract(claim, ((token.highest, MAX_COUNTER),)))
+    return stuck_minor(token.claimable(now_unix_s), token.highest, may_pay=token.status is Status.ACTIVE)
 
 
 def _standing_until(publication: Publication, until_unix_s: int) -> Publication:

@@ -326,7 +326,7 @@ class History:
                         carried_ms += load.carrier_after_days * DAY_S * 1000
                 self._plan(up_ms, LineUp(shop))
                 late = chance.random() < load.late_share
-                late_ms = chance.expovariate(1 / (load.late_hours_mean * HOUR_S * 1000)) if late else 0
+                late_ms: float = chance.expovariate(1 / (load.late_hours_mean * HOUR_S * 1000)) if late else 0
                 self._plan(up_ms + late_ms, Synchronise(shop, carried=False))
             if chance.random() < load.clock_wrong_share:
                 skew_s = int(chance.uniform(-1, 1) * load.clock_wrong_days_max * DAY_S)

@@ -13,7 +13,7 @@ from pos_gateway.lab.simulator.measures import Measures
 from pos_gateway.lab.simulator.ours import Ours
 from pos_gateway.lab.simulator.peers import AVAILABLE_CREDIT, STORE_AND_FORWARD, Peer
 from pos_gateway.lab.simulator.town import DAY_S, Size, build_town
-from pos_gateway.ledger.config import Policy
+from pos_gateway.ledger.config import Policy, policy_by_use
 
 Progress = Callable[[int, int], None]
 """(days done, of)"""
@@ -47,7 +47,7 @@ def simulate(
     peers: bool = True,
 ) -> Outcome:
     """The same size, load and policy always give the same outcome."""
-    policy = policy or Policy()
+    policy = policy or policy_by_use()
     town = build_town(size, load)
     ours = Ours(size, town, load, policy, gateway_policy(policy))
     others = [
