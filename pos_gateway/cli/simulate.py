@@ -71,8 +71,9 @@ def simulate(
 
 def _text(data: dict[str, Any], systems: list[str]) -> str:
     lines = [
-        f"seed {data['seed']}: {data['shops']} shops, {data['tokens']} cards and phones, {data['days']} days, "
-        f"without a line {round(100 * data['outage'])} % of the time; {data['taps_per_second']} taps/s",
+        f"seed {data['seed']}: {data['shops']} shops, {data['tokens']} cards and phones, "
+        f"{data['days']} days, without a line {round(100 * data['outage'])} % of the time; "
+        f"{data['taps_per_second']} taps/s",
         f"{'':22}" + "".join(f"{name.replace('_', ' '):>20}" for name in systems),
     ]
     lines += [f"{label:22}" + "".join(f"{data[s][key]:>20}" for s in systems) for label, key in _ROWS]

@@ -224,10 +224,10 @@ class History:
 
     def _plan(self, at_ms: float, happening: Happening) -> None:
         """Into its day; what lies beyond the end does not happen."""
-        at_ms = int(at_ms)
-        day = (at_ms // 1000 - FIRST_DAY_UNIX_S) // DAY_S
+        at_unix_ms = int(at_ms)
+        day = (at_unix_ms // 1000 - FIRST_DAY_UNIX_S) // DAY_S
         if 0 <= day < self._size.days:
-            self._planned[day].append((at_ms, happening))
+            self._planned[day].append((at_unix_ms, happening))
 
     def _moment(self, chance: random.Random, day: int) -> int:
         """Some moment of the day when people are about."""
@@ -386,9 +386,9 @@ class History:
             self._plan(at_ms, Publish(whole=number * self._publish_every_s % DAY_S == 0))
         chance = stream(size.seed, "ledger")
         for _ in range(round(load.restores_per_60_days * size.days / 60)):
-            at_ms = _ms(0) + chance.uniform(0.2, 0.9) * size.days * DAY_S * 1000
-            self._plan(at_ms - load.backup_age_hours * HOUR_S * 1000, Backup())
-            self._plan(at_ms, Restore())
+            restored_ms = _ms(0) + chance.uniform(0.2, 0.9) * size.days * DAY_S * 1000
+            self._plan(restored_ms - load.backup_age_hours * HOUR_S * 1000, Backup())
+            self._plan(restored_ms, Restore())
 
     def _plan_clones(self) -> None:
         load, size = self._load.clones, self._size

@@ -600,7 +600,7 @@ class Ours:
             self._write_note(at_unix_ms // 1000, clone.card)
 
     def _dispute(self, at_unix_ms: int, customer: int) -> None:
-        """What the customer is billed and did not buy. The issuer reads the genuine card, and takes it over."""
+        """What the customer is billed and did not buy: the issuer reads the genuine card, and pays it."""
         if customer in self._dishonest:
             return
         for clone in self._clones.values():

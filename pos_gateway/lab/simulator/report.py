@@ -74,8 +74,8 @@ def render(outcome: Outcome) -> str:
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>Simulated: {escape(title)}</title><style>{_STYLE}</style></head><body><main>"
         f"<h1>{escape(title)}, shops without a line {round(100 * size.outage)} % of the time</h1>"
-        f'<p class="dim">Seed {size.seed}, {size.clones} copied cards. The same history for all three; amounts '
-        "in whole units of the currency.</p>"
+        f'<p class="dim">Seed {size.seed}, {size.clones} copied cards. The same history for all '
+        "three; amounts in whole units of the currency.</p>"
         f"{_table(systems)}{''.join(charts)}{_causes(systems)}</main></body></html>\n"
     )
 
@@ -94,10 +94,10 @@ def _table(systems: dict[str, Measures]) -> str:
         ("Loss for each copied card", "loss_per_clone_minor", "money"),
     ]
     head = "".join(f'<th scope="col">{escape(_NAMES[name])}</th>' for name in told)
-    body = "".join(
-        f"<tr><td>{escape(label)}</td>{''.join(f'<td>{_shown(each[key], unit)}</td>' for each in told.values())}</tr>"
-        for label, key, unit in rows
-    )
+    body = ""
+    for label, key, unit in rows:
+        cells = "".join(f"<td>{_shown(each[key], unit)}</td>" for each in told.values())
+        body += f"<tr><td>{escape(label)}</td>{cells}</tr>"
     return (
         f'<div class="scroll"><table><thead><tr><th scope="col">Measure</th>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
@@ -114,7 +114,8 @@ def _causes(systems: dict[str, Measures]) -> str:
     ):
         for cause, share in tally.causes_percent().items():
             rows.append(
-                f"<tr><td>{escape(cause.replace('_', ' '))}</td><td>{escape(label)}</td><td>{share:.3f} %</td></tr>"
+                f"<tr><td>{escape(cause.replace('_', ' '))}</td><td>{escape(label)}</td>"
+                f"<td>{share:.3f} %</td></tr>"
             )
     return (
         "<h2>What the price is made of</h2><p>Of the reserve principle: declines with room, by cause.</p>"
@@ -145,7 +146,8 @@ def _chart(title: str, says: str, courses: dict[str, list[float]]) -> str:
     for step in range(5):
         value = top * step / 4
         parts.append(
-            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" '
+            f'y1="{y(value):.1f}" y2="{y(value):.1f}"/>'
             f'<text x="{_LEFT - 8}" y="{y(value) + 5:.1f}" text-anchor="end">{_number(value)}</text>'
         )
     for step in range(5):
@@ -158,8 +160,9 @@ def _chart(title: str, says: str, courses: dict[str, list[float]]) -> str:
         points = " ".join(f"{x(day):.1f},{y(value):.1f}" for day, value in enumerate(course))
         parts.append(f'<polyline class="course {name}" points="{points}"/>')
     key = "".join(
-        f'<li><svg viewBox="0 0 28 10" aria-hidden="true"><line class="course {name}" x1="0" x2="28" y1="5" y2="5"/>'
-        f"</svg>{escape(_NAMES[name])}: {_number(_last(course))} at the end</li>"
+        f'<li><svg viewBox="0 0 28 10" aria-hidden="true">'
+        f'<line class="course {name}" x1="0" x2="28" y1="5" y2="5"/></svg>'
+        f"{escape(_NAMES[name])}: {_number(_last(course))} at the end</li>"
         for name, course in courses.items()
     )
     return (
