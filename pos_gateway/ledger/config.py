@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import date
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -16,6 +17,7 @@ from pos_gateway.ledger import store
 from pos_gateway.ledger.allowance import AllowancePolicy
 from pos_gateway.ledger.certificates import SignedKey
 from pos_gateway.ledger.reserve import Guarantee
+from pos_gateway.ledger.use import UsePolicy
 from pos_gateway.limits.header import OnlineTerms, RiskPolicy
 
 _DAY_S: Final = 24 * 3600
@@ -125,6 +127,7 @@ class Policy(BaseModel):
     of an account's limit, less what is owed, all its active tokens' reserves may come to; `allowance` says
     how they share it.
     `offers`: the instalment plans that shops may offer.
+    `use`: allowances go by use instead, see `ledger.use`; `policies/by-use.json` is such a policy.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
     `certificate_life_s`: of a gateway's certificate. `certificate_grace_s`: how long after it a gateway may
     still ask for the next one, by its device key alone.
@@ -147,6 +150,7 @@ class Policy(BaseModel):
     certificate_life_s: int = Field(default=30 * _DAY_S, ge=60)
     certificate_grace_s: int = Field(default=90 * _DAY_S, ge=0)
     metadata_lives: MetadataLives = MetadataLives()
+    use: UsePolicy | None = None
     online: OnlinePolicy = OnlinePolicy()
 
     @property
@@ -167,3 +171,9 @@ def policy_in_force(connection: sa.Connection) -> Policy:
     """The newest one."""
     query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
     return Policy.model_validate_json(connection.scalars(query).one())
+
+
+def policy_by_use() -> Policy:
+    """The shipped policy whose allowances go by use: what the simulator runs with unless told otherwise."""
+    text = files(__package__).joinpath("policies", "by-use.json").read_text()
+    return Policy.model_validate_json(text)

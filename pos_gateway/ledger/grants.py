@@ -41,7 +41,7 @@ from pos_gateway.inquiry import (
     Refusal,
     wallet_transcript,
 )
-from pos_gateway.ledger import accounts, gateways, store
+from pos_gateway.ledger import accounts, gateways, habits, store
 from pos_gateway.ledger.accounts import LockedAccount, TokenLine, TokenStatus
 from pos_gateway.ledger.batch import AlarmKind
 from pos_gateway.ledger.config import Policy
@@ -58,6 +58,7 @@ from pos_gateway.ledger.reserve import (
 from pos_gateway.ledger.shown import Shown, read_shown
 from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.store import Store
+from pos_gateway.ledger.use import ceiling_for
 from pos_gateway.limits.header import OnlineTerms
 from pos_gateway.limits.note import NONCE_BYTES as SEAL_NONCE_BYTES
 from pos_gateway.limits.note import seal_note
@@ -346,9 +347,7 @@ class Desk:
 
     def _make_note(self, case: _Case, signer: OnlineKey) -> tuple[NoteToWrite | None, OwnLimit | None]:
         """As far as the policy lets one note go; none if it lets none."""
-        claim = case.line.claimable(case.account.now_unix_s)
-        room_minor = max(case.account.free_minor, 0) * case.policy.online.note_room_percent // _WHOLE
-        ceiling = next_ceiling(claim, case.line.highest, room_minor)
+        ceiling = _note_ceiling(case)
         if case.terms.note_life_s <= 0 or ceiling <= case.line.highest:
             return None, None
         single = self._issue(case, Kind.NOTE, ceiling, case.terms.note_life_s, ANY_TERMINAL)
@@ -456,3 +455,22 @@ def _observe(case: _Case) -> None:
 
 def _refuse(reason: Reason, detail: str = "") -> OnlineAnswer:
     return OnlineAnswer(refused=Refusal(reason.value, detail))
+
+
+def _note_ceiling(case: _Case) -> int:
+    """By use where the policy says so, else as much of the free credit as it lets one note have."""
+    account, line, use = case.account, case.line, case.policy.use
+    claim = line.claimable(account.now_unix_s)
+    if use is None:
+        room_minor = max(account.free_minor, 0) * case.policy.online.note_room_percent // _WHOLE
+        return next_ceiling(claim, line.highest, room_minor)
+    planned = habits.plan(
+        use,
+        account.lines,
+        habits.spent_lately(case.connection, [account.id], use, account.now_unix_s),
+        owable_minor=account.free_minor + account.reserve_minor,
+        limit_minor=account.balance.limit_minor,
+        now_unix_s=account.now_unix_s,
+    )
+    ahead_minor = planned[line.id].note_minor
+    return ceiling_for(claim, line.highest, ahead_minor=ahead_minor, free_minor=account.free_minor)

@@ -27,7 +27,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 from pos_gateway.distribution import LimitFile, delta_file, head_file, parse_name, whole_file
 from pos_gateway.errors import Conflict, NotFound, Unavailable
 from pos_gateway.instalments import Offer
-from pos_gateway.ledger import accounts, store
+from pos_gateway.ledger import accounts, habits, store
 from pos_gateway.ledger.accounts import TokenLine, TokenStatus
 from pos_gateway.ledger.allowance import Candidate, allot, shares_minor
 from pos_gateway.ledger.bulk import among
@@ -47,6 +47,7 @@ from pos_gateway.ledger.signing import (
     sign_metadata,
 )
 from pos_gateway.ledger.store import Store
+from pos_gateway.ledger.use import UsePolicy, ceiling_for
 from pos_gateway.limits.builder import write_snapshot
 from pos_gateway.limits.header import OnlineTerms, RiskPolicy, SnapshotTerms
 from pos_gateway.limits.record import NONCE_BYTES, LimitRecord
@@ -405,12 +406,26 @@ def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> 
         before_minor: dict[str, int] = {}
         by_account = accounts.lines_by_account(accounts.token_lines(connection, chunk))
         recent_taps = _recent_taps(connection, by_account, policy, now_unix_s)
+        spent = habits.spent_lately(connection, chunk, policy.use, now_unix_s) if policy.use else {}
         for account_id, lines in by_account.items():
             balance = accounts.balance_of(rows[account_id])
             reserve_minor = sum(measure(line.claimable(now_unix_s)) for line in lines)
             before_minor[account_id] = balance.committed_minor(reserve_minor)
             owable_minor = balance.free_minor(reserve_minor) + reserve_minor
-            for line, record, publication in _decide_account(owable_minor, lines, recent_taps, terms, policy):
+            ceilings = (
+                _by_use(
+                    policy.use,
+                    lines,
+                    spent,
+                    owable_minor,
+                    rows[account_id].limit_minor,
+                    reserve_minor,
+                    now_unix_s,
+                )
+                if policy.use is not None
+                else _by_share(owable_minor, lines, recent_taps, now_unix_s, policy)
+            )
+            for line, record, publication in _decide_account(lines, ceilings, terms, policy):
                 count += 1
                 if record.sequence != line.row.record_sequence:
                     changes.append(_change(line, record, terms.version))
@@ -443,14 +458,14 @@ def _recent_taps(
     return {token_id: int(count) for token_id, count in connection.execute(query)}
 
 
-def _decide_account(
+def _by_share(
     owable_minor: int,
     lines: list[TokenLine],
     recent_taps: Mapping[str, int],
-    terms: SnapshotTerms,
+    now_unix_s: int,
     policy: Policy,
-) -> Iterator[tuple[TokenLine, LimitRecord, dict[str, object] | None]]:
-    now_unix_s = terms.valid_from_unix_s
+) -> dict[str, int]:
+    """The next ceiling of each token that may pay: by assurance and by how often it was used."""
     active = [line for line in lines if line.status is TokenStatus.ACTIVE]
     reserved_minor = sum(measure(line.claimable(now_unix_s)) for line in lines)
     candidates = [
@@ -464,7 +479,40 @@ def _decide_account(
         policy=policy.allowance,
     )
     ceilings = allot(candidates, shares, free_minor=owable_minor - reserved_minor)
-    ceiling_of = {line.id: ceiling for line, ceiling in zip(active, ceilings, strict=True)}
+    return {line.id: ceiling for line, ceiling in zip(active, ceilings, strict=True)}
+
+
+def _by_use(
+    policy: UsePolicy,
+    lines: list[TokenLine],
+    spent: Mapping[str, tuple[int, int, int]],
+    owable_minor: int,
+    limit_minor: int,
+    reserved_minor: int,
+    now_unix_s: int,
+) -> dict[str, int]:
+    """The next ceiling of each token that may pay: by what it has spent."""
+    planned = habits.plan(
+        policy, lines, spent, owable_minor=owable_minor, limit_minor=limit_minor, now_unix_s=now_unix_s
+    )
+    free_minor, ceilings = owable_minor - reserved_minor, {}
+    for line in lines:
+        if line.id not in planned:
+            continue
+        ceilings[line.id] = ceiling_for(
+            line.claimable(now_unix_s),
+            line.highest,
+            ahead_minor=planned[line.id].snapshot_minor,
+            free_minor=free_minor,
+        )
+        free_minor -= line.cost_minor(ceilings[line.id], now_unix_s)
+    return ceilings
+
+
+def _decide_account(
+    lines: list[TokenLine], ceiling_of: Mapping[str, int], terms: SnapshotTerms, policy: Policy
+) -> Iterator[tuple[TokenLine, LimitRecord, dict[str, object] | None]]:
+    now_unix_s = terms.valid_from_unix_s
     for line in lines:
         # A token that may not pay gets ceiling 0, which no card's counter is below.
         record = LimitRecord(
