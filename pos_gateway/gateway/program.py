@@ -96,13 +96,15 @@ def make_till(
             f"is {settings.terminal.currency}, but this gateway was enrolled for {enrolment.currency}",
             where="terminal.currency",
         )
+    applications = load_applications()
     return Till(
         station=station(enrolment),
         policy=settings.policy(),
-        aids=load_applications().aids,
+        aids=applications.aids,
         journal=journal,
         limits=feed.current,
-        ca_keys=[ca_public_key(key) for key in enrolment.ca_keys],
+        ca_keys=[ca_public_key(key) for key in enrolment.ca_keys]
+        + [key.public_key() for key in applications.ca_key],
         token_key_secret=enrolment.token_key_secret,
         sealing_key=X25519PublicKey.from_public_bytes(enrolment.sealing_key),
         clock=clock,
