@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -41,6 +42,7 @@ TODAY = date(2026, 11, 24)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the longer tests too")
+    parser.addoption("--seed", type=int, help="of random tests, to repeat a run; else another one each time")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -48,6 +50,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in items if item.get_closest_marker("long") is None]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of a random test; printed, so that a failure can be repeated with --seed."""
+    given: int | None = request.config.getoption("--seed")
+    seed = secrets.randbelow(1 << 32) if given is None else given
+    print(f"--seed {seed}")
+    return seed
 
 
 MakeCard = Callable[..., Personalisation]
