@@ -220,6 +220,11 @@ class Home:
         return self.path / "snapshots"
 
     @property
+    def readers(self) -> Path:
+        """Reader models that this shop describes itself, beside those that come with the program."""
+        return self.path / "readers"
+
+    @property
     def address(self) -> Path:
         """Where the running gateway tells how its local API is reached."""
         return self.path / "address"

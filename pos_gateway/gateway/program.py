@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -34,8 +33,8 @@ from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.lane import Lane, PaymentView
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.payments import Payments
-from pos_gateway.gateway.readers.pcsc import PcscReader, list_readers
-from pos_gateway.gateway.readers.port import Reader
+from pos_gateway.gateway.readers.models import load_models
+from pos_gateway.gateway.readers.source import Readers, ReaderSource
 from pos_gateway.gateway.status import status
 from pos_gateway.gateway.synchroniser import Line, Synchroniser
 from pos_gateway.gateway.till import Clock, Station, Till
@@ -112,27 +111,11 @@ def make_till(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ReaderSource:
-    """Where the gateway finds its readers.
-
-    `names` raises ReaderUnavailable while nobody can say; `open` is given a name and how long a card may
-    take for one answer, in seconds.
-    """
-
-    names: Callable[[], Sequence[str]]
-    open: Callable[[str, float], Reader]
-
-
-PCSC: Final = ReaderSource(
-    list_readers, lambda name, timeout_s: PcscReader(name, response_timeout_s=timeout_s)
-)
-
-
-async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderSource = PCSC) -> None:
+async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderSource | None = None) -> None:
     """Run the gateway until SIGINT or SIGTERM.
 
-    `on_ready` is given the address of the local API once it answers.
+    `on_ready` is given the address of the local API once it answers. `readers`: all of this machine if not
+    said.
 
     Raises:
         NotFound: not enrolled.
@@ -198,7 +181,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         def tell_status() -> dict[str, Any]:
             return status(enrolment, settings, journal, feed, synchroniser.state, payments, now_unix_ms())
 
-        lanes = _LaneKeeper(payments, till, settings, readers, status_changed)
+        source = readers or Readers(load_models(home.readers), paths=settings.reader.frontends).source
+        lanes = _LaneKeeper(payments, till, settings, source, status_changed)
         stack.callback(lanes.close)
         lanes.start()
 
@@ -313,10 +297,15 @@ class _LaneKeeper:
             self._look()
 
     def _look(self) -> None:
-        try:
+        names: Sequence[str] = ()
+        # Nobody can say: `doctor` and the page say so; a payment that needs a reader does too.
+        with contextlib.suppress(ReaderUnavailable):
             names = self._readers.names()
-        except ReaderUnavailable:
-            return  # `doctor` and the page say so; a payment that needs a reader does too
+        for lane in self._payments.lanes:
+            if lane.reader_present is not (lane.reader_name in names):
+                lane.reader_present = lane.reader_name in names
+                _log.info("reader came" if lane.reader_present else "reader left", reader=lane.reader_name)
+                self._changed()
         for name in names:
             if name in self._known or not self._pattern.search(name):
                 continue

@@ -120,7 +120,8 @@ def replies(seed: int) -> Iterator[bytes | None]:
 def test_a_card_that_talks_nonsense_comes_to_an_end(seed: int) -> None:
     """However it talks, an exchange ends: with an answer, or with one of two errors, within bounds."""
     for number in range(3000):
-        clock, source, frames = Clock(), replies(seed + number), []
+        clock, source = Clock(), replies(seed + number)
+        frames: list[bytes] = []
 
         def answer(
             frame: bytes,
