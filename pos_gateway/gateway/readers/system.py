@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
+from xml.parsers.expat import ExpatError
 
 from pydantic import Field
 
@@ -162,7 +163,7 @@ def _option_value(path: Path, options: DriverOptions) -> tuple[str, int]:
     try:
         data = path.read_bytes()
         return data.decode(), int(plistlib.loads(data)[options.escape.key], 16)
-    except (OSError, ValueError, KeyError, TypeError, plistlib.InvalidFileException) as error:
+    except (OSError, ValueError, KeyError, TypeError, ExpatError) as error:
         raise InvalidConfiguration(
             f"no readable {options.escape.key} ({type(error).__name__})", where=str(path)
         ) from None
