@@ -73,17 +73,26 @@ class Kind(Enum):
     """Voids a whole authorization."""
     REFUND = "refund"
     """Gives back an authorization's amount, or a part of it."""
+    RENUNCIATION = "renunciation"
+    """A TC was asked for, and will never be presented: its answer never came, or was not accepted."""
     ACKNOWLEDGEMENT = "acknowledgement"
     SNAPSHOT_ACTIVATION = "snapshot_activation"
     TRUST_ROTATION = "trust_rotation"
     """A new root was followed: other keys count from here on."""
     CLOCK_CONFIRMATION = "clock_confirmation"
     """A manager says that the clock is right, although it lies behind what was recorded before."""
+    SYNCHRONISATION = "synchronisation"
+    """The ledger was spoken to while nothing else happened: a clock behind it is not to be trusted."""
+    EPOCH = "epoch"
+    """The ledger has another epoch than before (it was restored from a backup), or how far presenting
+    again what it may have forgotten has come."""
+    CHECKPOINT = "checkpoint"
+    """Older records were, or are being, pruned; what they added up to, and the chain's hash there."""
 
     @property
     def presented(self) -> bool:
         """Does the ledger need to know of it?"""
-        return self in (Kind.AUTHORIZATION, Kind.REVERSAL, Kind.REFUND)
+        return self in (Kind.AUTHORIZATION, Kind.REVERSAL, Kind.REFUND, Kind.RENUNCIATION)
 
     @property
     def corrects(self) -> bool:
@@ -303,9 +312,21 @@ def open_proof(sealed: bytes, ledger_key: X25519PrivateKey) -> bytes:
         raise AuthenticationFailed("the proof cannot be opened", step="proof seal") from None
 
 
-def presentment_body(gateway_id: str, records: Sequence[Record]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A gateway's claim beside a batch: every approval of its with a tap time up to `until_unix_ms` is in
+    that batch, or was acknowledged by the ledger while that had the epoch `epoch`. It counts for that
+    epoch alone: a ledger restored from a backup may have forgotten what it acknowledged."""
+
+    until_unix_ms: int
+    epoch: str
+
+
+def presentment_body(gateway_id: str, records: Sequence[Record], complete: Complete | None = None) -> bytes:
     """The request body that presents a batch."""
-    batch = {"gateway_id": gateway_id, "records": [record.to_wire() for record in records]}
+    batch: dict[str, Any] = {"gateway_id": gateway_id, "records": [record.to_wire() for record in records]}
+    if complete is not None:
+        batch |= {"complete_until_unix_ms": complete.until_unix_ms, "epoch": complete.epoch}
     return json.dumps(batch, separators=(",", ":")).encode()
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     "pos_gateway.authorization": 3,
     "pos_gateway.records": 3,
     "pos_gateway.enrolment": 3,
+    "pos_gateway.inquiry": 3,
     "pos_gateway.distribution": 3,
     "pos_gateway.snapshot_file": 3,
     "pos_gateway.gateway": 4,
@@ -30,7 +31,12 @@ FLOORS = {
     "pos_gateway.cli": 5,
 }
 # The command line is the topmost face: it starts what stands in the laboratory too.
-SIBLINGS_ALLOWED = {("pos_gateway.cli", "pos_gateway.lab"), ("pos_gateway.money", "pos_gateway.errors")}
+# An inquiry carries a proof as a record does.
+SIBLINGS_ALLOWED = {
+    ("pos_gateway.cli", "pos_gateway.lab"),
+    ("pos_gateway.money", "pos_gateway.errors"),
+    ("pos_gateway.inquiry", "pos_gateway.records"),
+}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -115,6 +115,11 @@ class SynchroniserSettings(Section):
     interval_s: _Seconds
 
 
+class GrantSettings(Section):
+    budget_ms: int = Field(ge=0, le=60_000)
+    write_notes: bool
+
+
 class JournalSettings(Section):
     headroom_bytes: int = Field(ge=0)
 
@@ -129,6 +134,7 @@ class Settings(Section):
     reader: ReaderChoice
     http: Http
     synchroniser: SynchroniserSettings
+    grants: GrantSettings
     journal: JournalSettings
 
     def policy(self) -> Policy:

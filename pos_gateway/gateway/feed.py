@@ -65,6 +65,7 @@ METADATA: Final = "metadata"
 _PARTIAL: Final = re.compile(r"\.[0-9a-f]{64}\.partial", re.ASCII)
 _MERGING: Final = ".merging"
 _KEEP_FREE_BYTES: Final = 64 * 1024 * 1024
+_STOP_TIMEOUT_S: Final = 2.0
 _LOWEST_PRIORITY: Final = 19
 
 
@@ -210,12 +211,17 @@ class SnapshotFeed:
         return True
 
     def close(self) -> None:
-        """Stop what is under way and wait for its end. What was fetched so far stays."""
-        self._stop.set()
+        """Stop what is under way and wait for its end, though not for a network that is silent. What was
+        fetched so far stays."""
+        self.stop()
         if self._merging is not None:
             self._merging.join()
-        with self._mutex:
-            pass
+        if self._mutex.acquire(timeout=_STOP_TIMEOUT_S):
+            self._mutex.release()
+
+    def stop(self) -> None:
+        """Let what is under way end soon."""
+        self._stop.set()
 
     def _refresh(self, repository: Repository) -> bool:
         try:

@@ -141,6 +141,14 @@ class HttpsRepository:
         self._patience_s = patience_s
         self._least_bytes = least_bytes
         self._monotonic = monotonic
+        self._line: http.client.HTTPSConnection | None = None
+        self._cut = False
+
+    def cut(self) -> None:
+        """Let whoever reads from it fail at once, now and later. May be called from any thread."""
+        self._cut = True
+        if (line := self._line) is not None:
+            _cut(line)
 
     def read(self, path: str, max_bytes: int) -> bytes:
         with contextlib.closing(self._pieces(path, 0)) as pieces:
@@ -177,7 +185,10 @@ class HttpsRepository:
         late = threading.Timer(self._patience_s, _cut, [line])
         late.daemon = True
         late.start()
+        self._line = line
         try:
+            if self._cut:
+                raise LedgerUnreachable("the gateway stops", advice=_GOES_ON)
             line.connect()
             self._check_pin(line)
             headers = {"Range": f"bytes={offset}-"} if offset else {}
@@ -209,6 +220,7 @@ class HttpsRepository:
             ) from None
         finally:
             late.cancel()
+            self._line = None
             line.close()
 
     def _check_pin(self, line: http.client.HTTPSConnection) -> None:

@@ -14,7 +14,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -36,8 +36,15 @@ from pos_gateway.errors import (
     Unavailable,
 )
 from pos_gateway.gateway.disk_room import DiskRoom, disk_room
-from pos_gateway.gateway.journal_file import JournalFile, fsync_file, fsync_folder
+from pos_gateway.gateway.journal_file import JournalFile, Row, fsync_file, fsync_folder
 from pos_gateway.gateway.journal_view import JournalView, RunningView, about, check_facts
+from pos_gateway.gateway.retention import (
+    Checkpoint,
+    all_claims,
+    claim_of,
+    claims_digest,
+    next_checkpoint,
+)
 from pos_gateway.records import (
     GENESIS_HASH,
     MAX_BATCH_RECORDS,
@@ -48,9 +55,12 @@ from pos_gateway.records import (
     canonical_json,
     record_hash,
     sign_commit,
+    uuid7,
 )
 
 _PAGE_RECORDS: Final = 1000
+_PRUNED_AT_ONCE: Final = 100
+"""Records deleted in one step: a tap that comes meanwhile waits for no more."""
 _KINDS: Final = {kind.value: kind for kind in Kind}
 
 
@@ -88,13 +98,33 @@ class Draft:
         return other.kind is self.kind and other.proof == self.proof and other.body == self.body
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Records to present. `left_out_unix_ms`: the earliest tap time of an authorization that waits and is
+    not among them. `certain`: nothing else waits that is not known of; else nothing can be claimed."""
+
+    records: list[Record]
+    left_out_unix_ms: int | None
+    certain: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A journal that holds. `records` were checked one by one; up to `checkpoint.sequence` the older ones
+    are pruned, and the checkpoint tells what they added up to."""
+
+    records: int
+    checkpoint: Checkpoint
+
+
 class _Request:
-    """One call of `append`, waiting for its commit."""
+    """One call of `append`, waiting for its commit; or of `work` that needs the file for itself."""
 
-    __slots__ = ("_ready", "drafts", "error", "records")
+    __slots__ = ("_ready", "drafts", "error", "records", "work")
 
-    def __init__(self, drafts: Sequence[Draft]) -> None:
+    def __init__(self, drafts: Sequence[Draft], work: Callable[[JournalFile], object] | None = None) -> None:
         self.drafts = drafts
+        self.work = work
         self.records: list[Record] | None = None
         self.error: PosGatewayError | None = None
         self._ready = threading.Lock()
@@ -171,7 +201,9 @@ class Journal:
 
     def append_all(self, drafts: Sequence[Draft]) -> list[Record]:
         """Make several records durable in one transaction, all or none; see `append`."""
-        request = _Request(drafts)
+        return self._settled(_Request(drafts))
+
+    def _settled(self, request: _Request) -> list[Record]:
         with self._mutex:
             self._waiting.append(request)
             leads, self._leading = not self._leading, True
@@ -224,6 +256,87 @@ class Journal:
         with self._read() as file:
             return [file.at(sequence) for sequence in sequences]
 
+    def batch(self, limit: int, passing_over: Collection[UUID] = ()) -> Batch:
+        """The oldest unsynchronised records but those, and what corrects one of those, in order."""
+        ids = {record_id.bytes for record_id in passing_over}
+        with self._mutex:
+            selection = self._running.select(limit, ids)
+            # While the file is not open, an approval whose outcome is unknown may be in it unseen.
+            certain = selection.counted and self._file is not None
+        with self._read() as file:
+            records = [file.at(sequence) for sequence in selection.sequences]
+        return Batch(records, selection.left_out_unix_ms, certain)
+
+    def waiting_since(self, unix_ms: int) -> tuple[int, int]:
+        """How many records wait that were tapped up to that time, and the money in them, minor units."""
+        with self._mutex:
+            return self._running.waiting_since(unix_ms)
+
+    def first_presented_since(self, unix_ms: int) -> int | None:
+        """The lowest sequence of a presented record that was tapped, or acknowledged, at or after a time.
+        Looks at the whole journal."""
+        with JournalReader.open(self._path) as reader:
+            return reader.first_presented_since(unix_ms)
+
+    def presented_before(self, first: int, last: int, limit: int) -> tuple[list[Record], int]:
+        """Acknowledged records with a sequence from `first` up to `last`, at most `limit`, in order; and the
+        sequence to go on from."""
+        with self._read() as file:
+            records = file.presented(first, last, limit)
+        with self._mutex:
+            acknowledged = [record for record in records if not self._running.waits(record.id.bytes)]
+        return acknowledged, records[-1].sequence + 1 if len(records) == limit else last + 1
+
+    def last_verdict(self, record_id: UUID) -> str | None:
+        """The ledger's last word on a record; None if there is none."""
+        with self._read() as file:
+            body = file.last_acknowledgement(record_id.bytes)
+        return str(json.loads(body)["verdict"]) if body is not None else None
+
+    def was_pruned(self, record_id: UUID) -> bool:
+        """Was an authorization of this id recorded here once, and pruned since?"""
+        with self._read() as file:
+            return file.has_claim(record_id)
+
+    def prune(self, older_than_unix_ms: int, now_unix_ms: int) -> Checkpoint:
+        """Write a checkpoint over what is acknowledged and older, as far as nothing younger or unsettled
+        stands in between; `prune_some` then deletes. Returns the checkpoint in force.
+
+        Raises:
+            Unavailable, OutcomeUnknown: see `append`.
+        """
+        with self._mutex:
+            view = self._running.value()
+            oldest = next(self._running.queued_sequences(), view.last_sequence)
+        again = view.again
+        below = min(oldest, again.next_sequence) if again is not None else oldest
+        with JournalReader.open(self._path) as reader:
+            before = reader.checkpoint
+            after = reader.next_checkpoint(before, older_than_unix_ms, below)
+        if after == before:
+            return before
+        with self._mutex:
+            state = self._running.state()
+        facts = after.as_json() | {"state": state, "at_unix_ms": now_unix_ms}
+        self.append(Kind.CHECKPOINT, uuid7(now_unix_ms, os.urandom(10)), facts)
+        return after
+
+    def prune_some(self) -> bool:
+        """Delete a few records that the checkpoint covers; False when none is left. Taps wait for no more
+        than these few.
+
+        Raises:
+            Unavailable, OutcomeUnknown: see `append`.
+        """
+        left = False
+
+        def work(file: JournalFile) -> None:
+            nonlocal left
+            left = _prune_some(file)
+
+        self._settled(_Request((), work))
+        return left
+
     def records(self, after: int = 0, limit: int = _PAGE_RECORDS) -> list[Record]:
         """At most `limit` records with a sequence above `after`, in order."""
         with self._read() as file:
@@ -246,7 +359,7 @@ class Journal:
             return file.about(record_id)
 
     def verify(self) -> int:
-        """Walk the whole chain; see `verify_chain`."""
+        """Walk the whole chain; see `JournalReader.verify`."""
         with JournalReader.open(self._path) as reader:
             return reader.verify(self._key.public_key())
 
@@ -301,6 +414,20 @@ class Journal:
                 self._write(file, batch, look_up=True)
         except sqlite3.Error as error:
             self._settle(batch, error)
+            return
+        for request in batch:
+            if request.work is not None:
+                self._work(file, request)
+
+    def _work(self, file: JournalFile, request: _Request) -> None:
+        try:
+            if request.work is not None:
+                request.work(file)
+        except (sqlite3.Error, OSError) as error:
+            request.records = None
+            request.error = _unavailable(error, "the journal could not be pruned")
+            if not _is_full(error):
+                self._stop()  # what the disk holds now is read anew before anything else is written
 
     def _write(self, file: JournalFile, batch: Sequence[_Request], *, look_up: bool) -> None:
         """Chain, sign and commit. Ids are looked up only once the unique index has complained."""
@@ -410,10 +537,31 @@ class Journal:
     def _take_over(self, file: JournalFile) -> None:
         """Add up what the file holds, and go on from its newest record."""
         running = RunningView()
-        last = file.last()
-        for expected, (sequence, record_id, kind, subject, body) in enumerate(file.bodies(), start=1):
-            if sequence != expected:
-                raise AuthenticationFailed(f"record {expected} is missing", step="journal sequence")
+        last, newest = file.last(), file.checkpoint()
+        if newest is not None:
+            newest.verify(self._key.public_key())
+        checkpoint = Checkpoint.of(newest)
+        claimed_until, kept = 0, set(checkpoint.kept)
+        for claim in file.claims():
+            running.add_claim(claim.token_key.hex(), claim.before, claim.after, claim.id)
+            claimed_until = claim.sequence
+        expected = checkpoint.sequence
+        resumed = newest is None
+        for sequence, record_id, kind, subject, body in file.bodies():
+            if sequence > checkpoint.sequence:
+                expected += 1
+                if not resumed and newest is not None:
+                    running.resume(newest.facts()["state"])
+                    resumed = True
+                if sequence != expected:
+                    raise AuthenticationFailed(f"record {expected} is missing", step="journal sequence")
+            elif sequence not in kept:
+                # Pruning was interrupted: of these nothing but the claims counts any more.
+                if kind == Kind.AUTHORIZATION.value and sequence > claimed_until:
+                    claim = claim_of(Row(sequence, record_id, kind, subject, body, b""))
+                    running.add_claim(claim.token_key.hex(), claim.before, claim.after, claim.id)
+                continue
+            kept.discard(sequence)
             try:
                 running.add(sequence, record_id, _KINDS[kind], subject, json.loads(body))
             except (ValueError, KeyError, TypeError):
@@ -422,6 +570,10 @@ class Journal:
                     step="record hash",
                     advice="run `pos-gateway journal verify`",
                 ) from None
+        if kept:
+            raise AuthenticationFailed(
+                f"record {min(kept)} is missing, which was kept", step="journal sequence"
+            )
         if last is not None:
             last.verify(self._key.public_key())
         self._head = (last.sequence, last.hash) if last else (0, GENESIS_HASH)
@@ -472,6 +624,33 @@ class JournalReader:
         last = self._file.last()
         return last.sequence if last is not None else 0
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """How far it was pruned."""
+        return Checkpoint.of(self._file.checkpoint())
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the file, and how many of them are free for new records."""
+        return self._file.sizes()
+
+    def next_checkpoint(self, before: Checkpoint, older_than_unix_ms: int, below: int) -> Checkpoint:
+        """How far it could be pruned now, below that sequence; see `retention.next_checkpoint`."""
+        return next_checkpoint(self._file, before, older_than_unix_ms=older_than_unix_ms, below=below)
+
+    def first_presented_since(self, unix_ms: int) -> int | None:
+        """See `Journal.first_presented_since`."""
+        return self._file.first_presented_since(unix_ms)
+
+    def pruned_ids(self) -> set[UUID]:
+        """Ids of the authorizations that were pruned."""
+        return {UUID(bytes=claim.id) for claim in self._file.claims()}
+
+    def last_verdict(self, record_id: UUID) -> str | None:
+        """The ledger's last word on a record; None if there is none."""
+        body = self._file.last_acknowledgement(record_id.bytes)
+        return str(json.loads(body)["verdict"]) if body is not None else None
+
     def records(self, after: int = 0, limit: int = _PAGE_RECORDS) -> list[Record]:
         """At most `limit` records with a sequence above `after`, in order."""
         return self._file.after(after, limit)
@@ -491,27 +670,53 @@ class JournalReader:
         return self._file.about(record_id)
 
     def verify(self, gateway_key: Ed25519PublicKey) -> int:
-        """Check sequence, chain, hash and signature of every record; returns how many there are.
+        """Check every record; returns how many there are. See `verified`."""
+        return self.verified(gateway_key).records
+
+    def verified(self, gateway_key: Ed25519PublicKey) -> Verified:
+        """Check sequence, chain, hash and signature of every record: from the checkpoint on as a chain,
+        and those that are kept from before it one by one. Also that what the checkpoint says of the
+        pruned ones adds up.
 
         Raises:
-            AuthenticationFailed: step `journal sequence`, `journal chain`, `record hash` or
-                `record signature`; the reason names the sequence.
+            AuthenticationFailed: step `journal sequence`, `journal chain`, `record hash`,
+                `record signature` or `journal checkpoint`; the reason names the sequence.
         """
-        sequence, previous_hash = 0, GENESIS_HASH
+        checkpoint = self.checkpoint
+        count, after, kept = 0, 0, set(checkpoint.kept)
+        sequence, previous_hash = checkpoint.sequence, checkpoint.hash
         known: set[bytes] = set()
-        while page := self._file.after(sequence, _PAGE_RECORDS):
+        while page := self._file.after(after, _PAGE_RECORDS):
+            after = page[-1].sequence
             for record in page:
-                sequence += 1
-                if record.sequence != sequence:
-                    raise AuthenticationFailed(f"record {sequence} is missing", step="journal sequence")
-                if record.previous_hash != previous_hash:
-                    raise AuthenticationFailed(
-                        f"record {sequence} does not follow the one before it", step="journal chain"
-                    )
+                kept.discard(record.sequence)
+                if record.sequence > checkpoint.sequence:
+                    sequence += 1
+                    if record.sequence != sequence:
+                        raise AuthenticationFailed(f"record {sequence} is missing", step="journal sequence")
+                    if record.previous_hash != previous_hash:
+                        raise AuthenticationFailed(
+                            f"record {sequence} does not follow the one before it", step="journal chain"
+                        )
                 record.verify(gateway_key, known)
-                previous_hash = record.hash
+                previous_hash = record.hash if record.sequence > checkpoint.sequence else previous_hash
+                count += 1
             known.clear()
-        return sequence
+        if kept:
+            raise AuthenticationFailed(
+                f"record {min(kept)} is missing, which was kept", step="journal sequence"
+            )
+        if sum(checkpoint.counts.values()) != checkpoint.sequence:
+            raise AuthenticationFailed(
+                f"the counts of the records up to {checkpoint.sequence} do not add up",
+                step="journal checkpoint",
+            )
+        if claims_digest(all_claims(self._file, checkpoint)) != (checkpoint.claims, checkpoint.claims_digest):
+            raise AuthenticationFailed(
+                f"the claims of the records up to {checkpoint.sequence} were changed",
+                step="journal checkpoint",
+            )
+        return Verified(count, checkpoint)
 
     def backup(self, target: Path, gateway_key: Ed25519PublicKey) -> int:
         """Copy the journal as it is at this moment, gateway running or not; returns its number of records.
@@ -558,6 +763,25 @@ class JournalReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _prune_some(file: JournalFile) -> bool:
+    """One step, in the order of sequences; returns whether any is left."""
+    checkpoint = Checkpoint.of(file.checkpoint())
+    kept = set(checkpoint.kept)
+    rows = file.rows(0, _PRUNED_AT_ONCE + len(kept))
+    doomed = [r.sequence for r in rows if r.sequence <= checkpoint.sequence and r.sequence not in kept]
+    doomed = doomed[:_PRUNED_AT_ONCE]
+    if not doomed:
+        return False
+    claimed_until = file.last_claim_sequence()
+    claims = [
+        claim_of(row)
+        for row in rows
+        if row.kind == Kind.AUTHORIZATION.value and claimed_until < row.sequence <= doomed[-1]
+    ]
+    file.set_aside(claims, doomed)
+    return True
 
 
 def _lock(path: Path) -> int:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from sqlite_utils import Database, Migrations
@@ -18,6 +18,8 @@ from pos_gateway.records import Kind, Record
 _MIGRATIONS = Migrations("journal")
 
 _RECORDS: Final = "SELECT seq, id, kind, body, proof, previous_hash, hash, signature FROM journal"
+_ROWS: Final = "SELECT seq, id, kind, about, body, hash FROM journal"
+_PRESENTED: Final = ", ".join(f"'{kind.value}'" for kind in Kind if kind.presented)
 _BUSY_TIMEOUT_S: Final = 5.0
 _PAGE_BYTES: Final = 8192
 
@@ -49,6 +51,61 @@ def m0001_append_only_journal(db: Database) -> None:
                 BEGIN SELECT RAISE(ABORT, 'the {table} is append-only'); END
                 """
             )
+
+
+@_MIGRATIONS()
+def m0002_pruned_up_to_a_checkpoint(db: Database) -> None:
+    """What a checkpoint covers may be deleted, and nothing else."""
+    db.execute("CREATE INDEX journal_checkpoint ON journal (seq) WHERE kind = 'checkpoint'")
+    db.execute(
+        """
+        CREATE TABLE claimed (
+            seq            INTEGER PRIMARY KEY,
+            id             BLOB NOT NULL UNIQUE,
+            token_key      BLOB NOT NULL,
+            counter_before INTEGER NOT NULL,
+            counter_after  INTEGER NOT NULL
+        ) STRICT
+        """
+    )
+    for change in ("UPDATE", "DELETE"):
+        db.execute(
+            f"""
+            CREATE TRIGGER claimed_refuses_{change.lower()} BEFORE {change} ON claimed
+            BEGIN SELECT RAISE(ABORT, 'the claims are append-only'); END
+            """
+        )
+    db.execute("DROP TRIGGER journal_refuses_delete")
+    db.execute(
+        """
+        CREATE TRIGGER journal_refuses_delete BEFORE DELETE ON journal
+        WHEN OLD.seq > coalesce(
+            (SELECT json_extract(body, '$.sequence') FROM journal
+             WHERE kind = 'checkpoint' ORDER BY seq DESC LIMIT 1), 0)
+        BEGIN SELECT RAISE(ABORT, 'the journal is append-only'); END
+        """
+    )
+
+
+class Row(NamedTuple):
+    """A record as pruning looks at it."""
+
+    sequence: int
+    id: bytes
+    kind: str
+    about: bytes | None
+    body: str
+    hash: bytes
+
+
+class Claim(NamedTuple):
+    """Points (before, after] of a token's counter line, claimed by the authorization `id`."""
+
+    sequence: int
+    id: bytes
+    token_key: bytes
+    before: int
+    after: int
 
 
 class JournalFile:
@@ -173,6 +230,96 @@ class JournalFile:
     def bodies(self) -> Iterator[tuple[int, bytes, str, bytes | None, str]]:
         """Sequence, id, kind, about and body of every record, in order."""
         yield from self._db.conn.execute("SELECT seq, id, kind, about, body FROM journal ORDER BY seq")
+
+    def checkpoint(self) -> Record | None:
+        """The newest checkpoint."""
+        row = self._db.conn.execute(
+            _RECORDS + " WHERE kind = 'checkpoint' ORDER BY seq DESC LIMIT 1"
+        ).fetchone()
+        return _record(row) if row else None
+
+    def row(self, sequence: int) -> Row | None:
+        row = self._db.conn.execute(_ROWS + " WHERE seq = ?", (sequence,)).fetchone()
+        return Row(*row) if row else None
+
+    def rows(self, after: int, limit: int) -> list[Row]:
+        """At most `limit` rows with a sequence above `after`, in order."""
+        found = self._db.conn.execute(_ROWS + " WHERE seq > ? ORDER BY seq LIMIT ?", (after, max(0, limit)))
+        return [Row(*row) for row in found]
+
+    def authorizations(self, after: int, until: int) -> Iterator[Row]:
+        """Authorizations with `after` < sequence <= `until`, in order."""
+        found = self._db.conn.execute(
+            _ROWS + " WHERE seq > ? AND seq <= ? AND kind = 'authorization' ORDER BY seq", (after, until)
+        )
+        for row in found:
+            yield Row(*row)
+
+    def presented(self, first: int, last: int, limit: int) -> list[Record]:
+        """At most `limit` records of presented kinds with `first` <= sequence <= `last`, in order."""
+        rows = self._db.conn.execute(
+            _RECORDS + f" WHERE seq >= ? AND seq <= ? AND kind IN ({_PRESENTED}) ORDER BY seq LIMIT ?",
+            (first, last, limit),
+        )
+        return [_record(row) for row in rows]
+
+    def first_presented_since(self, unix_ms: int) -> int | None:
+        """The lowest sequence of a presented record that was tapped, or acknowledged, at or after a time."""
+        (own,) = self._db.conn.execute(
+            f"SELECT min(seq) FROM journal WHERE kind IN ({_PRESENTED}) "  # noqa: S608 - our own words
+            "AND json_extract(body, '$.at_unix_ms') >= ?",
+            (unix_ms,),
+        ).fetchone()
+        (acknowledged,) = self._db.conn.execute(
+            "SELECT min(subject.seq) FROM journal JOIN journal AS subject ON subject.id = journal.about "
+            "WHERE journal.kind = 'acknowledgement' AND json_extract(journal.body, '$.at_unix_ms') >= ?",
+            (unix_ms,),
+        ).fetchone()
+        return min((found for found in (own, acknowledged) if found is not None), default=None)
+
+    def last_acknowledgement(self, record_id: bytes) -> str | None:
+        """The body of the newest acknowledgement of a record."""
+        row = self._db.conn.execute(
+            "SELECT body FROM journal WHERE about = ? AND kind = 'acknowledgement' ORDER BY seq DESC LIMIT 1",
+            (record_id,),
+        ).fetchone()
+        return row[0] if row else None
+
+    def claims(self) -> Iterator[Claim]:
+        """Of pruned authorizations, in the order of their sequences."""
+        found = self._db.conn.execute(
+            "SELECT seq, id, token_key, counter_before, counter_after FROM claimed ORDER BY seq"
+        )
+        for row in found:
+            yield Claim(*row)
+
+    def has_claim(self, record_id: UUID) -> bool:
+        """Was an authorization of this id pruned?"""
+        found = self._db.conn.execute("SELECT 1 FROM claimed WHERE id = ?", (record_id.bytes,))
+        return found.fetchone() is not None
+
+    def set_aside(self, claims: Sequence[Claim], sequences: Collection[int]) -> None:
+        """In one transaction: keep these claims, delete these records.
+
+        Raises:
+            sqlite3.IntegrityError: no checkpoint covers them; nothing was changed.
+            sqlite3.Error: anything else; what the disk holds now is unknown.
+        """
+        with self._db.atomic():
+            self._db.conn.executemany("INSERT INTO claimed VALUES (?, ?, ?, ?, ?)", claims)
+            self._db.conn.executemany("DELETE FROM journal WHERE seq = ?", [(s,) for s in sequences])
+
+    def last_claim_sequence(self) -> int:
+        (sequence,) = self._db.conn.execute("SELECT coalesce(max(seq), 0) FROM claimed").fetchone()
+        return int(sequence)
+
+    def sizes(self) -> tuple[int, int]:
+        """Bytes of the file, and how many of them are free for new records."""
+        pages, free, size = (
+            self._db.conn.execute(f"PRAGMA {name}").fetchone()[0]
+            for name in ("page_count", "freelist_count", "page_size")
+        )
+        return pages * size, free * size
 
     def copy_to(self, path: Path) -> None:
         """Write all that is committed at this moment into a new file, as one database without a log.

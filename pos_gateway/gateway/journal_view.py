@@ -5,10 +5,10 @@ Built by one pass at opening and moved on by every append; the same code does bo
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 from uuid import UUID
 
@@ -51,9 +51,20 @@ class JournalView:
     root_version: int = 0
     last_acknowledged_at_unix_ms: int | None = None
     refused: tuple[Refusal, ...] = ()
+    epoch: str = ""
+    again: Again | None = None
 
 
-class _Waiting(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Presented records from `next_sequence` up to `until_sequence` are to be presented again: the ledger
+    was restored from a backup and may have forgotten them."""
+
+    next_sequence: int
+    until_sequence: int
+
+
+class Waiting(NamedTuple):
     """A record without an acknowledgement. `exposed_minor`: what the shop would lose without it."""
 
     sequence: int
@@ -61,6 +72,18 @@ class _Waiting(NamedTuple):
     amount_minor: int
     at_unix_ms: int
     exposed_minor: int
+    about: bytes | None = None
+    online: bool = False
+    """Did it rely on a grant or a note?"""
+
+
+class Selection(NamedTuple):
+    """What a batch is made of. `left_out_unix_ms`: the earliest tap time of an authorization that waits
+    and is not in it; `counted` is False where too many wait for that to be looked at."""
+
+    sequences: list[int]
+    left_out_unix_ms: int | None
+    counted: bool
 
 
 class RunningView:
@@ -69,15 +92,19 @@ class RunningView:
 
     def __init__(self) -> None:
         self._last_sequence = 0
-        self._queue: OrderedDict[bytes, _Waiting] = OrderedDict()
+        self._queue: OrderedDict[bytes, Waiting] = OrderedDict()
         self._amount_minor = 0
+        self._online_amount_minor = 0
         self._latest_at_unix_ms = 0
         self._snapshot_version = 0
         self._root_version = 0
         self._last_acknowledged_at_unix_ms: int | None = None
         self._intervals: dict[str, list[tuple[int, int, bytes]]] = {}
+        self._declined_claims: dict[str, list[tuple[int, int, bytes]]] = {}
         self._refused: dict[bytes, Refusal] = {}
         self._refused_value: tuple[Refusal, ...] = ()
+        self._epoch = ""
+        self._again: Again | None = None
 
     def add(
         self, sequence: int, record_id: bytes, kind: Kind, about: bytes | None, facts: Mapping[str, Any]
@@ -89,13 +116,21 @@ class RunningView:
             self._latest_at_unix_ms = at_unix_ms
         if kind is Kind.AUTHORIZATION:
             amount_minor: int = facts["amount_minor"]
-            self._queue[record_id] = _Waiting(sequence, kind, amount_minor, at_unix_ms, amount_minor)
-            self._amount_minor += amount_minor
-            interval = (facts["counter_before"], facts["counter_after"], record_id)
-            insort(self._intervals.setdefault(facts["token_key"], []), interval)
+            online = facts.get("limit_source") in _ONLINE_SOURCES
+            self._queue[record_id] = Waiting(
+                sequence, kind, amount_minor, at_unix_ms, amount_minor, online=online
+            )
+            self._expose(amount_minor, online=online)
+            self.add_claim(facts["token_key"], facts["counter_before"], facts["counter_after"], record_id)
         elif kind.corrects and about is not None:
-            self._queue[record_id] = _Waiting(sequence, kind, facts["amount_minor"], at_unix_ms, 0)
+            self._queue[record_id] = Waiting(sequence, kind, facts["amount_minor"], at_unix_ms, 0, about)
             self._take_back(about, facts["amount_minor"])
+        elif kind is Kind.RENUNCIATION:
+            self._queue[record_id] = Waiting(sequence, kind, facts["amount_minor"], at_unix_ms, 0)
+        elif kind is Kind.DECLINE and about is not None and "counter_after" in facts:
+            # The card did claim these points, though nobody was paid.
+            claim = (facts["counter_before"], facts["counter_after"], about)
+            self._declined_claims.setdefault(facts["token_key"], []).append(claim)
         elif kind is Kind.ACKNOWLEDGEMENT and about is not None:
             self._last_acknowledged_at_unix_ms = at_unix_ms
             self._acknowledge(about, facts)
@@ -103,28 +138,101 @@ class RunningView:
             self._snapshot_version = max(self._snapshot_version, facts["version"])
         elif kind is Kind.TRUST_ROTATION:
             self._root_version = max(self._root_version, facts["root_version"])
+        elif kind is Kind.EPOCH:
+            self._epoch = facts["epoch"]
+            self._again = _again(facts["next_sequence"], facts["until_sequence"])
+
+    def add_claim(self, token_key: str, before: int, after: int, record_id: bytes) -> None:
+        """Remember that points of a token's counter line were claimed here; once for each record."""
+        claims = self._intervals.setdefault(token_key, [])
+        claim = (before, after, record_id)
+        place = bisect_left(claims, claim)
+        if place == len(claims) or claims[place] != claim:
+            claims.insert(place, claim)
+
+    def state(self) -> dict[str, Any]:
+        """What pruned records have told, for a checkpoint; see `resume`."""
+        return {
+            "latest_at_unix_ms": self._latest_at_unix_ms,
+            "snapshot_version": self._snapshot_version,
+            "root_version": self._root_version,
+            "last_acknowledged_at_unix_ms": self._last_acknowledged_at_unix_ms,
+            "epoch": self._epoch,
+            "next_sequence": self._again.next_sequence if self._again else 1,
+            "until_sequence": self._again.until_sequence if self._again else 0,
+        }
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; the records after its sequence are added next. It tells what held when
+        it was written, later than them: adding them once more changes none of it."""
+        self._latest_at_unix_ms = state["latest_at_unix_ms"]
+        self._snapshot_version = state["snapshot_version"]
+        self._root_version = state["root_version"]
+        self._last_acknowledged_at_unix_ms = state["last_acknowledged_at_unix_ms"]
+        self._epoch = state["epoch"]
+        self._again = _again(state["next_sequence"], state["until_sequence"])
 
     def value(self) -> JournalView:
         oldest = next(iter(self._queue.values()), None)
         return JournalView(
             last_sequence=self._last_sequence,
-            exposure=Exposure(len(self._queue), self._amount_minor, oldest.at_unix_ms if oldest else None),
+            exposure=Exposure(
+                len(self._queue),
+                self._amount_minor,
+                oldest.at_unix_ms if oldest else None,
+                self._online_amount_minor,
+            ),
             latest_at_unix_ms=self._latest_at_unix_ms,
             snapshot_version=self._snapshot_version,
             root_version=self._root_version,
             last_acknowledged_at_unix_ms=self._last_acknowledged_at_unix_ms,
             refused=self._refused_value,
+            epoch=self._epoch,
+            again=self._again,
         )
+
+    def select(self, limit: int, passing_over: Collection[bytes]) -> Selection:
+        """The oldest that wait, without those on their way already and without what corrects one of them:
+        it would arrive before its payment."""
+        chosen: dict[bytes, int] = {}
+        for record_id, waiting in self._queue.items():
+            if len(chosen) == limit:
+                break
+            if record_id not in passing_over and waiting.about not in passing_over:
+                chosen[record_id] = waiting.sequence
+        sequences = list(chosen.values())
+        if len(self._queue) - len(chosen) > _MOST_LEFT_OUT:
+            return Selection(sequences, None, False)
+        left_out = (
+            waiting.at_unix_ms
+            for record_id, waiting in self._queue.items()
+            if record_id not in chosen and waiting.kind is Kind.AUTHORIZATION
+        )
+        return Selection(sequences, min(left_out, default=None), True)
+
+    def waiting_since(self, unix_ms: int) -> tuple[int, int]:
+        """How many wait that were tapped up to that time, and the money in them."""
+        count = amount_minor = 0
+        for waiting in self._queue.values():
+            if waiting.at_unix_ms > unix_ms:
+                break
+            count += 1
+            amount_minor += waiting.exposed_minor
+        return count, amount_minor
+
+    def waits(self, record_id: bytes) -> bool:
+        return record_id in self._queue
 
     def queued_sequences(self) -> Iterator[int]:
         """Sequences of what is unsynchronised, oldest first."""
         return (waiting.sequence for waiting in self._queue.values())
 
     def overlapping(self, token_key: bytes, before: int, after: int) -> tuple[Interval, ...]:
-        """Authorizations of the token that share a point with (before, after] of its counter line.
+        """Claims of the token that share a point with (before, after] of its counter line: authorizations,
+        and what the card claimed in payments that were declined all the same.
 
-        Those of one token share none among themselves (the till declines one that would), so they are
-        in order of their ends too, and few need to be looked at however many there are.
+        Authorizations of one token share none among themselves (the till declines one that would), so
+        they are in order of their ends too, and few need to be looked at however many there are.
         """
         known = self._intervals.get(token_key.hex(), [])
         place = bisect_left(known, (after,))
@@ -132,36 +240,68 @@ class RunningView:
         while place and known[place - 1][1] > before:
             place -= 1
             found.append(Interval(known[place][0], known[place][1], UUID(bytes=known[place][2])))
-        return tuple(reversed(found))
+        found.reverse()
+        for start, end, sale_id in self._declined_claims.get(token_key.hex(), ()):
+            if start < after and before < end:
+                found.append(Interval(start, end, UUID(bytes=sale_id)))
+        return tuple(found)
+
+    def _expose(self, amount_minor: int, *, online: bool) -> None:
+        self._amount_minor += amount_minor
+        if online:
+            self._online_amount_minor += amount_minor
 
     def _take_back(self, about: bytes, amount_minor: int) -> None:
         """Of a payment that the ledger has already, there is nothing left to lose."""
         payment = self._queue.get(about)
         if payment is not None:
             self._queue[about] = payment._replace(exposed_minor=payment.exposed_minor - amount_minor)
-            self._amount_minor -= amount_minor
+            self._expose(-amount_minor, online=payment.online)
 
     def _acknowledge(self, about: bytes, facts: Mapping[str, Any]) -> None:
         waiting = self._queue.pop(about, None)
         if waiting is not None:
-            self._amount_minor -= waiting.exposed_minor
+            self._expose(-waiting.exposed_minor, online=waiting.online)
         verdict = _VERDICTS[facts["verdict"]]
         if verdict.paid:
             changed = bool(self._refused) and self._refused.pop(about, None) is not None
+        elif waiting is not None:
+            changed = True
+            self._refused[about] = Refusal(
+                UUID(bytes=about),
+                verdict,
+                facts["reason"],
+                waiting.amount_minor,
+                waiting.at_unix_ms,
+                waiting.kind,
+            )
+        elif (known := self._refused.get(about)) is not None:
+            changed = True
+            self._refused[about] = replace(known, verdict=verdict, reason=facts["reason"])
         else:
-            changed = waiting is not None
-            if waiting is not None:
+            # Paid before, and after the ledger was restored no more: it tells itself what it was.
+            changed = "of_kind" in facts
+            if changed:
                 self._refused[about] = Refusal(
                     UUID(bytes=about),
                     verdict,
                     facts["reason"],
-                    waiting.amount_minor,
-                    waiting.at_unix_ms,
-                    waiting.kind,
+                    facts["amount_minor"],
+                    facts["tapped_at_unix_ms"],
+                    Kind(facts["of_kind"]),
                 )
         if changed:
             self._refused_value = tuple(self._refused.values())
 
+
+def _again(next_sequence: int, until_sequence: int) -> Again | None:
+    return Again(next_sequence, until_sequence) if next_sequence <= until_sequence else None
+
+
+_MOST_LEFT_OUT: Final = 4000
+"""More than that and the ledger is far behind anyway; counting them would hold up taps."""
+
+_ONLINE_SOURCES: Final = ("grant", "note")
 
 _VERDICTS: Final = {verdict.value: verdict for verdict in Verdict}
 
@@ -176,10 +316,30 @@ _FIELDS: Final[dict[Kind, dict[str, type]]] = {
     Kind.DECLINE: {"sale_id": str, "at_unix_ms": int},
     Kind.REVERSAL: {"about": str, "amount_minor": int, "at_unix_ms": int},
     Kind.REFUND: {"about": str, "amount_minor": int, "at_unix_ms": int},
+    Kind.RENUNCIATION: {
+        "sale_id": str,
+        "token_key": str,
+        "previous_digest": str,
+        "amount_minor": int,
+        "at_unix_ms": int,
+    },
     Kind.ACKNOWLEDGEMENT: {"about": str, "verdict": str, "reason": str, "at_unix_ms": int},
     Kind.SNAPSHOT_ACTIVATION: {"version": int, "at_unix_ms": int},
     Kind.TRUST_ROTATION: {"root_version": int, "at_unix_ms": int},
     Kind.CLOCK_CONFIRMATION: {"at_unix_ms": int, "high_water_unix_ms": int},
+    Kind.SYNCHRONISATION: {"at_unix_ms": int, "ledger_unix_ms": int},
+    Kind.EPOCH: {"epoch": str, "next_sequence": int, "until_sequence": int, "at_unix_ms": int},
+    Kind.CHECKPOINT: {
+        "sequence": int,
+        "hash": str,
+        "kept": list,
+        "counts": dict,
+        "totals": dict,
+        "claims": int,
+        "claims_digest": str,
+        "state": dict,
+        "at_unix_ms": int,
+    },
 }
 
 
@@ -206,6 +366,6 @@ def about(kind: Kind, facts: Mapping[str, Any]) -> UUID | None:
     """Which other record or sale this record speaks of."""
     if kind is Kind.ACKNOWLEDGEMENT or kind.corrects:
         return UUID(facts["about"])
-    if kind is Kind.DECLINE:
+    if kind in (Kind.DECLINE, Kind.RENUNCIATION):
         return UUID(facts["sale_id"])
     return None

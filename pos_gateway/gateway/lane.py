@@ -16,7 +16,7 @@ import structlog
 from pos_gateway.authorization.decision import Decline
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.errors import PosGatewayError, ReaderUnavailable, Unavailable
-from pos_gateway.gateway.readers.port import Indication, Reader
+from pos_gateway.gateway.readers.port import CardChannel, Indication, Reader
 from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, Step, Till
 from pos_gateway.money import Currency, Money
 from pos_gateway.records import Record
@@ -128,6 +128,7 @@ class Lane:
         self._busy = threading.Lock()
         self._cancelled = threading.Event()
         self._card_may_remain = False
+        self._paid: tuple[Approved, CardChannel] | None = None
         self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
 
     @property
@@ -177,11 +178,26 @@ class Lane:
             except Exception as error:  # noqa: BLE001 - one payment's bug must not end the lane
                 _log.exception("payment failed", payment=str(payment.id))
                 final = self._view(payment, State.FAILED, message=f"internal error {type(error).__name__}")
+            self._till.end(payment)
             self._reader.indicate(
                 Indication.APPROVED if final.state is State.APPROVED else Indication.DECLINED
             )
             self._busy.release()
             self._show(final)
+            self._finish()
+
+    def _finish(self) -> None:
+        """What an approval leaves to do with the card, if it is still there; the next payment waits for it
+        in the inbox."""
+        approved, self._paid = self._paid, None
+        if approved is not None:
+            outcome, channel = approved
+            try:
+                self._till.finish(outcome, channel)
+            except Exception:  # noqa: BLE001 - the payment is over: nothing here may end the lane
+                _log.exception("not finished with the card", payment=str(outcome.record.id))
+            finally:
+                channel.close()
 
     def _pay(self, payment: Payment) -> PaymentView:
         deadline = time.monotonic() + self._card_timeout_s
@@ -220,10 +236,15 @@ class Lane:
             return None
         self._card_may_remain = True
         self._reader.indicate(Indication.PROCESSING)
+        outcome: Outcome | None = None
         try:
-            return self._till.tap(payment, channel, lambda step: self._progress(payment, step))
+            outcome = self._till.tap(payment, channel, lambda step: self._progress(payment, step))
+            return outcome
         finally:
-            channel.close()
+            if isinstance(outcome, Approved):
+                self._paid = outcome, channel  # told first, see `_finish`
+            else:
+                channel.close()
 
     def _progress(self, payment: Payment, step: Step) -> None:
         self._show(self._view(payment, State.PROCESSING, step=step.value))

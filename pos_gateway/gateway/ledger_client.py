@@ -23,7 +23,8 @@ from pos_gateway.errors import (
     PosGatewayError,
 )
 from pos_gateway.gateway.fetcher import HttpsRepository
-from pos_gateway.records import Record, Verdict, parse_object, presentment_body, sign_batch
+from pos_gateway.inquiry import Inquiry, OnlineAnswer
+from pos_gateway.records import Complete, Record, Verdict, parse_object, presentment_body, sign_batch
 
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
 _MAX_REASON_CHARACTERS: Final = 300
@@ -37,6 +38,21 @@ class Answer:
     record_id: UUID
     verdict: Verdict
     reason: str
+
+
+class Answers(list[Answer]):
+    """One answer per presented record, in order. `epoch` is that of the ledger's database, empty if it did
+    not say."""
+
+    epoch: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Greeting:
+    """A ledger that is there: its clock, and the epoch of its database, empty if it did not say."""
+
+    time_unix_ms: int
+    epoch: str
 
 
 class LedgerClient:
@@ -74,7 +90,12 @@ class LedgerClient:
 
     async def ledger_time_unix_ms(self) -> int:
         """Is it there, and what time does it have?"""
-        return _integer(_object(await self._exchange("GET", "/v1/health")), "time_unix_ms")
+        return (await self.greet()).time_unix_ms
+
+    async def greet(self) -> Greeting:
+        """Is it there, what time does it have, and which epoch?"""
+        answer = _object(await self._exchange("GET", "/v1/health"))
+        return Greeting(_integer(answer, "time_unix_ms"), _text(answer.get("epoch")))
 
     @property
     def repository(self) -> HttpsRepository:
@@ -82,27 +103,43 @@ class LedgerClient:
         return HttpsRepository(self._url, self._fingerprint)
 
     async def present(
-        self, gateway_id: str, records: Sequence[Record], signer: Ed25519PrivateKey
-    ) -> list[Answer]:
+        self,
+        gateway_id: str,
+        records: Sequence[Record],
+        signer: Ed25519PrivateKey,
+        complete: Complete | None = None,
+    ) -> Answers:
         """Present a batch; one answer per record, in its order. Presenting it again is harmless.
 
         Raises:
             AuthenticationFailed: the ledger does not accept this gateway's signature.
             InvalidMessage: the verdicts are not exactly those of the batch.
         """
-        body = presentment_body(gateway_id, records)
-        headers = {
-            "Pos-Gateway-Id": gateway_id,
-            "Pos-Gateway-Signature": base64.b64encode(sign_batch(body, signer)).decode(),
-        }
-        answer = _object(await self._exchange("POST", "/v1/presentments", body, headers))
+        body = presentment_body(gateway_id, records, complete)
+        answer = _object(await self._signed("/v1/presentments", gateway_id, body, signer))
         verdicts = answer.get("verdicts")
         if not isinstance(verdicts, list):
             raise InvalidMessage("no list", where="ledger's answer, field verdicts")
-        answers = [_answer(raw) for raw in verdicts]
+        answers = Answers(_answer(raw) for raw in verdicts)
+        answers.epoch = _text(answer.get("epoch"))
         if [answer.record_id for answer in answers] != [record.id for record in records]:
             raise InvalidMessage("verdicts of other records than were presented", where="ledger's answer")
         return answers
+
+    async def ask_grant(self, inquiry: Inquiry, signer: Ed25519PrivateKey) -> OnlineAnswer:
+        """Ask the issuer of a card that gave an ARQC. The same inquiry again gets the same answer.
+
+        Raises:
+            AuthenticationFailed: the ledger does not accept this gateway, or the card's proof.
+            Conflict: it knows this sale with other content.
+        """
+        data = await self._signed("/v1/grants", inquiry.gateway_id, inquiry.to_body(), signer)
+        return OnlineAnswer.from_json(data)
+
+    async def ask_note(self, inquiry: Inquiry, signer: Ed25519PrivateKey) -> OnlineAnswer:
+        """A note for a card that gave a TC or ARQC here; raises as `ask_grant`."""
+        data = await self._signed("/v1/notes", inquiry.gateway_id, inquiry.to_body(), signer)
+        return OnlineAnswer.from_json(data)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -114,6 +151,13 @@ class LedgerClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _signed(self, path: str, gateway_id: str, body: bytes, signer: Ed25519PrivateKey) -> bytes:
+        headers = {
+            "Pos-Gateway-Id": gateway_id,
+            "Pos-Gateway-Signature": base64.b64encode(sign_batch(body, signer)).decode(),
+        }
+        return await self._exchange("POST", path, body, headers)
 
     async def _exchange(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None

@@ -70,10 +70,18 @@ class Payments:
                 if known.amount_minor != amount_minor:
                     raise Conflict("this payment id was used for another amount", advice="use a new id")
                 return known
+            if self._journal.was_pruned(payment_id):
+                raise Conflict(
+                    "this payment was approved here long ago, and its record is pruned", advice="use a new id"
+                )
             self._journal.room(self._headroom_bytes).check()
             lane = self._free_lane(lane_name)
             payment = self._till.new_payment(payment_id, amount_minor, self._journal.last_sequence + 1)
-            view = lane.take(payment)
+            try:
+                view = lane.take(payment)
+            except Unavailable:
+                self._till.end(payment)
+                raise
             self._lane_of[payment_id] = lane
             self.changed(view)
             return view
@@ -85,6 +93,11 @@ class Payments:
         """
         with self._lock:
             view = self._find(payment_id)
+        if view is None and self._journal.was_pruned(payment_id):
+            raise NotFound(
+                "this payment was approved here long ago, and its record is pruned",
+                advice="ask the issuer how it stands",
+            )
         if view is None:
             raise NotFound("no payment is known under this id", advice="nothing was charged under it")
         return view

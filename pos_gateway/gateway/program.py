@@ -29,6 +29,7 @@ from pos_gateway.gateway.events import Event, Hub
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.identity import load_enrolment, load_identity
+from pos_gateway.gateway.issuer_line import IssuerLine, LedgerLine
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.lane import Lane, PaymentView
 from pos_gateway.gateway.ledger_client import LedgerClient
@@ -85,6 +86,7 @@ def make_till(
     *,
     clock: Clock = local_now,
     random_bytes: Callable[[int], bytes] = os.urandom,
+    issuer: IssuerLine | None = None,
 ) -> Till:
     """
     Raises:
@@ -108,6 +110,9 @@ def make_till(
         sealing_key=X25519PublicKey.from_public_bytes(enrolment.sealing_key),
         clock=clock,
         random_bytes=random_bytes,
+        issuer=issuer,
+        grant_budget_s=settings.grants.budget_ms / 1000,
+        write_notes=settings.grants.write_notes,
     )
 
 
@@ -167,7 +172,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             rng=random.SystemRandom(),
             listener=lambda state: status_changed(),
         )
-        till = make_till(enrolment, settings, journal, feed)
+        issuer = LedgerLine(client, key, loop, lambda: synchroniser.state.line is not Line.DOWN)
+        till = make_till(enrolment, settings, journal, feed, issuer=issuer)
 
         def changed(view: PaymentView) -> None:
             hub.publish(Event("payment", view.as_json()))
@@ -179,7 +185,9 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         payments = Payments(till, journal, changed, headroom_bytes=settings.journal.headroom_bytes)
 
         def tell_status() -> dict[str, Any]:
-            return status(enrolment, settings, journal, feed, synchroniser.state, payments, now_unix_ms())
+            return status(
+                enrolment, settings, journal, feed, synchroniser.state, payments, till.singles, now_unix_ms()
+            )
 
         source = readers or Readers(load_models(home.readers), paths=settings.reader.frontends).source
         lanes = _LaneKeeper(payments, till, settings, source, status_changed)

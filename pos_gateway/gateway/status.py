@@ -6,12 +6,14 @@ from dataclasses import asdict
 from typing import Any, Final
 from uuid import UUID
 
+from pos_gateway.authorization.forecast import forecast
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.enrolment import Enrolment
 from pos_gateway.gateway.config import Settings
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.payments import Payments
+from pos_gateway.gateway.singles import Singles
 from pos_gateway.gateway.synchroniser import Line, SynchroniserState
 from pos_gateway.limits.header import SnapshotHeader, explain_freshness, freshness
 from pos_gateway.limits.layers import Layers
@@ -29,6 +31,7 @@ def status(
     feed: SnapshotFeed,
     synchroniser: SynchroniserState,
     payments: Payments,
+    singles: Singles,
     now_unix_ms: int,
 ) -> dict[str, Any]:
     unit = currency(enrolment.currency)
@@ -70,6 +73,8 @@ def status(
         "snapshot_problem": feed.last_error.reason if feed.last_error else "",
         "snapshot_advice": feed.last_error.advice if feed.last_error else "",
         "snapshot_progress": asdict(feed.progress) if feed.progress else None,
+        "singles": singles.summary(now_unix_ms // 1000),
+        "forecast": _forecast(settings, journal, feed.current(), now_unix_ms, unit),
         "journal": {"sequence": journal.last_sequence},
         "disk": {
             "free_bytes": room.free_bytes,
@@ -87,6 +92,30 @@ def status(
             for refusal in journal.view.refused
         ],
         "recent": _recent(journal, unit),
+    }
+
+
+def _forecast(
+    settings: Settings, journal: Journal, limits: Layers | None, now_unix_ms: int, unit: Currency
+) -> dict[str, Any]:
+    """How much can still be approved without a line, for how long, by which bound first."""
+    found = forecast(
+        exposure=journal.exposure,
+        policy=settings.policy(),
+        header=limits.base.header if limits else None,
+        now_unix_ms=now_unix_ms,
+        clock_high_water_unix_ms=journal.latest_at_unix_ms,
+    )
+    return {
+        "amount_left_minor": found.amount_left_minor,
+        "amount_left": str(Money(found.amount_left_minor, unit)),
+        "count_left": found.count_left,
+        "per_tap_cap_minor": found.per_tap_cap_minor,
+        "per_tap_cap": str(Money(found.per_tap_cap_minor, unit)),
+        "stopped": found.stopped,
+        "first": found.first.name if found.first else None,
+        "first_at_unix_ms": found.first.at_unix_ms if found.first else None,
+        "bounds": [asdict(bound) for bound in found.bounds],
     }
 
 

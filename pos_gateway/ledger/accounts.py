@@ -20,7 +20,7 @@ import sqlalchemy as sa
 from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
 from pos_gateway.ledger.bulk import among
-from pos_gateway.ledger.reserve import Interval, IntervalSet, Publication, check_invariant, claimable, measure
+from pos_gateway.ledger.reserve import CounterLine, Publication, check_invariant, measure
 from pos_gateway.limits.record import Status
 
 AT_ONCE: Final = 500
@@ -60,13 +60,21 @@ class Token:
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One account as it is shown. Amounts in minor units of `currency`."""
+    """One account as it is shown. Amounts in minor units of `currency`.
+
+    `limit_minor` is in force; `target_limit_minor` is what it will have come down to once nothing owed or
+    reserved needs more. `uncleared_minor` is money received that may still be taken back.
+    """
 
     id: str
     holder: str
     currency: str
     limit_minor: int
+    target_limit_minor: int
     outstanding_minor: int
+    uncleared_minor: int
+    vault_minor: int
+    vault_leaving_minor: int
     tokens: tuple[Token, ...]
 
     @property
@@ -76,18 +84,15 @@ class Account:
 
     @property
     def free_minor(self) -> int:
-        """What is neither owed nor reserved."""
-        return self.limit_minor - self.outstanding_minor - self.reserve_minor
+        """What is neither owed nor reserved, nor paid with money that may be taken back."""
+        return self.limit_minor - self.outstanding_minor - self.uncleared_minor - self.reserve_minor
 
 
 @dataclass(slots=True)
-class TokenLine:
+class TokenLine(CounterLine):
     """A token with what has been published and posted on its counter line; updated while posting."""
 
-    row: sa.Row[Any]
-    highest: int
-    publications: list[Publication] = field(default_factory=list)
-    posted: list[Interval] = field(default_factory=list)
+    row: sa.Row[Any] = field(kw_only=True)
 
     @property
     def id(self) -> str:
@@ -101,9 +106,45 @@ class TokenLine:
     def status(self) -> TokenStatus:
         return TokenStatus(self.row.status)
 
-    def claimable(self, now_unix_s: int) -> IntervalSet:
-        """U of this token."""
-        return claimable(self.publications, self.posted, now_unix_s)
+
+@dataclass(slots=True)
+class LockedAccount:
+    """An account that nobody else changes until the transaction ends, with all its tokens' lines.
+
+    Amounts follow what the transaction does through this module's functions and `issue`.
+    """
+
+    row: sa.Row[Any]
+    lines: list[TokenLine]
+    now_unix_s: int
+
+    @property
+    def id(self) -> str:
+        return str(self.row.id)
+
+    @property
+    def reserve_minor(self) -> int:
+        return sum(measure(line.claimable(self.now_unix_s)) for line in self.lines)
+
+    @property
+    def committed_minor(self) -> int:
+        """The left side of the invariant."""
+        return int(self.row.outstanding_minor + self.row.uncleared_minor) + self.reserve_minor
+
+    @property
+    def free_minor(self) -> int:
+        """What may still be given out; below zero after a restore at most."""
+        return int(self.row.limit_minor) - self.committed_minor
+
+    def line(self, token_id: str) -> TokenLine:
+        """
+        Raises:
+            NotFound: no token of this account.
+        """
+        for line in self.lines:
+            if line.id == token_id:
+                return line
+        raise NotFound(f"there is no token {token_id} of account {self.id}")
 
 
 def new_id(prefix: str) -> str:
@@ -139,6 +180,7 @@ def open_account(
             holder=holder,
             currency=currency,
             limit_minor=limit_minor,
+            target_line_minor=limit_minor,
             outstanding_minor=0,
             opened_unix_ms=now_unix_ms,
         )
@@ -157,6 +199,43 @@ def lock_accounts(connection: sa.Connection, account_ids: Iterable[str]) -> dict
     return {row.id: row for row in connection.execute(query)}
 
 
+def lapse(connection: sa.Connection, account_ids: Sequence[str], now_unix_s: int) -> None:
+    """Credit of what stands no longer may be about to be given away again: from now on it never stands."""
+    columns = store.publications.c
+    connection.execute(
+        store.publications.update()
+        .where(
+            among(connection, columns.account_id, account_ids),
+            ~columns.lapsed,
+            columns.stands_until_unix_s < now_unix_s,
+        )
+        .values(lapsed=True)
+    )
+
+
+def extend_standing(connection: sa.Connection, until_unix_s: int) -> None:
+    """After a restore: payments that the database has forgotten are presented again within D, under
+    publications that would lapse meanwhile. All that had not lapsed by the backup stands so long."""
+    columns = store.publications.c
+    connection.execute(
+        store.publications.update()
+        .where(~columns.lapsed, columns.stands_until_unix_s < until_unix_s)
+        .values(stands_until_unix_s=until_unix_s)
+    )
+
+
+def lock_account(connection: sa.Connection, account_id: str, now_unix_s: int) -> LockedAccount:
+    """
+    Raises:
+        NotFound: no such account.
+    """
+    row = lock_accounts(connection, [account_id]).get(account_id)
+    if row is None:
+        raise NotFound(f"there is no account {account_id}")
+    lapse(connection, [account_id], now_unix_s)
+    return LockedAccount(row, token_lines(connection, [account_id]), now_unix_s)
+
+
 def read_account(connection: sa.Connection, account_id: str, now_unix_s: int) -> Account:
     """
     Raises:
@@ -170,14 +249,20 @@ def read_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
     )
     ceilings = {
         p.token_id: p.ceiling
-        for p in connection.execute(latest.order_by(store.publications.c.snapshot_version))
+        for p in connection.execute(
+            latest.order_by(store.publications.c.issued_unix_s, store.publications.c.sequence)
+        )
     }
     return Account(
         id=row.id,
         holder=row.holder,
         currency=row.currency,
         limit_minor=row.limit_minor,
+        target_limit_minor=row.target_line_minor + row.vault_minor - row.vault_leaving_minor,
         outstanding_minor=row.outstanding_minor,
+        uncleared_minor=row.uncleared_minor,
+        vault_minor=row.vault_minor,
+        vault_leaving_minor=row.vault_leaving_minor,
         tokens=tuple(
             Token(
                 id=line.id,
@@ -203,12 +288,10 @@ def token_lines(connection: sa.Connection, account_ids: Sequence[str]) -> list[T
     rows = connection.execute(
         sa.select(store.tokens).where(among(connection, tokens.account_id, account_ids)).order_by(tokens.id)
     )
-    lines = {row.id: TokenLine(row, row.highest_counter) for row in rows}
+    lines = {row.id: TokenLine(row.highest_counter, row=row) for row in rows}
     standing = sa.and_(among(connection, publications.account_id, account_ids), ~publications.lapsed)
     for row in connection.execute(sa.select(store.publications).where(standing)):
-        lines[row.token_id].publications.append(
-            Publication(row.highest, row.ceiling, row.stands_until_unix_s)
-        )
+        lines[row.token_id].publications.append(publication_of(row._asdict()))
     lowest = (
         sa.select(publications.token_id, sa.func.min(publications.highest).label("start"))
         .where(standing)
@@ -218,9 +301,29 @@ def token_lines(connection: sa.Connection, account_ids: Sequence[str]) -> list[T
     posted = sa.select(claims.token_id, claims.counter_before, claims.counter_after).join(
         lowest, sa.and_(claims.token_id == lowest.c.token_id, claims.counter_after > lowest.c.start)
     )
-    for row in connection.execute(posted.where(claims.posted)):
-        lines[row.token_id].posted.append((row.counter_before, row.counter_after))
+    written_off = store.write_offs.c
+    gone = sa.select(written_off.token_id, written_off.counter_before, written_off.counter_after).where(
+        among(connection, written_off.account_id, account_ids)
+    )
+    for query in (posted.where(claims.posted), gone):
+        for row in connection.execute(query):
+            lines[row.token_id].posted.append((row.counter_before, row.counter_after))
     return list(lines.values())
+
+
+def publication_of(row: Mapping[str, Any]) -> Publication:
+    """A row of the publications' table as the reserve principle sees it."""
+    return Publication(
+        highest=row["highest"],
+        ceiling=row["ceiling"],
+        stands_until_unix_s=row["stands_until_unix_s"],
+        valid_until_unix_s=row["valid_until_unix_s"],
+        issued_unix_s=row["issued_unix_s"],
+        terminal_id=row["terminal_id"],
+        evidence=row["evidence"],
+        lapsed=row["lapsed"],
+        digest=row["digest"],
+    )
 
 
 def lines_by_account(lines: Iterable[TokenLine]) -> dict[str, list[TokenLine]]:
@@ -253,8 +356,9 @@ def check_accounts(
 ) -> None:
     """Hold the reserve invariant to what the transaction has written, read back from the tables.
 
-    `before_minor`: what accounts owed and reserved together before it. One that was over its limit
-    already (its ledger was restored, and voids are still to be presented again) may not be more so.
+    `before_minor`: what accounts had committed before it: owed, uncleared and reserved. One that was over
+    its limit already (its ledger was restored, and voids are still to be presented again) may not be more
+    so.
 
     Raises:
         InvariantBroken: the transaction must not commit.
@@ -269,5 +373,6 @@ def check_accounts(
             check_invariant(
                 limit_minor=max(row.limit_minor, before_minor.get(row.id, 0)),
                 outstanding_minor=row.outstanding_minor,
+                uncleared_minor=row.uncleared_minor,
                 reserves_minor=(measure(line.claimable(now_unix_s)) for line in by_account[row.id]),
             )

@@ -4,6 +4,11 @@
     GET  /v1/tuf/metadata/{name}     the TUF repository, static files
     GET  /v1/tuf/targets/{name}      the same; Range is understood
     POST /v1/presentments            a signed batch → {"epoch", "verdicts": [{"id", "verdict", "reason"}, …]}
+    POST /v1/grants                  a signed inquiry with an ARQC → {"grant", "note", "refused", …}
+    POST /v1/notes                   a signed inquiry with a TC or ARQC → {"note", "refused", …}
+    POST /v1/wallet/challenges       → {"challenge"}: what a phone's card must sign
+    POST /v1/wallet/notes            a phone's ARQC over one → {"note", "limit", "refused", …}
+    POST /v1/wallet/returns          a phone's TC over one → {"refused", …}
     GET  /v1/health                  → {"status", "time_unix_ms", "epoch"}
 
 `epoch` changes when the ledger was restored from a backup: present again what was acknowledged since.
@@ -36,6 +41,7 @@ from pos_gateway.errors import (
     PosGatewayError,
     Unavailable,
 )
+from pos_gateway.inquiry import MAX_INQUIRY_BYTES
 from pos_gateway.ledger.ledger import Ledger
 from pos_gateway.records import MAX_BATCH_RECORDS, MAX_BODY_BYTES, MAX_PROOF_BYTES
 
@@ -105,6 +111,11 @@ def build_app(ledger: Ledger) -> web.Application:
                 r"/v1/tuf/{kind:metadata|targets}/{name:[0-9A-Za-z][0-9A-Za-z._-]{0,127}}", _repository_file
             ),
             web.post("/v1/presentments", _present),
+            web.post("/v1/grants", _grant),
+            web.post("/v1/notes", _note),
+            web.post("/v1/wallet/challenges", _wallet_challenge),
+            web.post("/v1/wallet/notes", _wallet_note),
+            web.post("/v1/wallet/returns", _wallet_return),
             web.get("/v1/health", _health),
         ]
     )
@@ -202,13 +213,7 @@ async def _repository_file(request: web.Request) -> web.StreamResponse:
 
 
 async def _present(request: web.Request) -> web.Response:
-    gateway_id = request.headers.get("Pos-Gateway-Id", "")
-    try:
-        signature = base64.b64decode(request.headers.get("Pos-Gateway-Signature", ""), validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidMessage("not base64", where="header Pos-Gateway-Signature") from None
-    if not gateway_id or not signature:
-        raise InvalidMessage("the batch is not signed", where="headers Pos-Gateway-Id, Pos-Gateway-Signature")
+    gateway_id, signature = _signed_by(request)
     ledger = request.app[_LEDGER]
     await asyncio.to_thread(ledger.gateway, gateway_id)
     # A batch may be large: only so many are held in memory at a time, and only an enrolled gateway's.
@@ -222,6 +227,61 @@ async def _present(request: web.Request) -> web.Response:
     _log.info("presented", gateway_id=gateway_id, records=len(verdicts), **counts)
     epoch = str(await asyncio.to_thread(lambda: ledger.epoch))
     return web.json_response({"epoch": epoch, "verdicts": [verdict.to_wire() for verdict in verdicts]})
+
+
+def _signed_by(request: web.Request) -> tuple[str, bytes]:
+    """Which gateway says that it sent this, and its signature over the body, still to be verified."""
+    gateway_id = request.headers.get("Pos-Gateway-Id", "")
+    try:
+        signature = base64.b64decode(request.headers.get("Pos-Gateway-Signature", ""), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidMessage("not base64", where="header Pos-Gateway-Signature") from None
+    if not gateway_id or not signature:
+        raise InvalidMessage("the body is not signed", where="headers Pos-Gateway-Id, Pos-Gateway-Signature")
+    return gateway_id, signature
+
+
+async def _grant(request: web.Request) -> web.Response:
+    return await _answer_gateway(request, request.app[_LEDGER].grant)
+
+
+async def _note(request: web.Request) -> web.Response:
+    return await _answer_gateway(request, request.app[_LEDGER].note)
+
+
+async def _answer_gateway(request: web.Request, answer: Callable[[str, bytes, bytes], str]) -> web.Response:
+    gateway_id, signature = _signed_by(request)
+    body = await _small_body(request)
+    text = await asyncio.shield(asyncio.to_thread(answer, gateway_id, body, signature))
+    _log.info("answered", path=request.path, gateway_id=gateway_id)
+    return web.Response(text=text, content_type="application/json")
+
+
+async def _wallet_challenge(request: web.Request) -> web.Response:
+    return web.json_response({"challenge": request.app[_LEDGER].wallet_challenge()})
+
+
+async def _wallet_note(request: web.Request) -> web.Response:
+    return await _answer_wallet(request, request.app[_LEDGER].wallet_note)
+
+
+async def _wallet_return(request: web.Request) -> web.Response:
+    return await _answer_wallet(request, request.app[_LEDGER].wallet_return)
+
+
+async def _answer_wallet(request: web.Request, answer: Callable[[bytes], str]) -> web.Response:
+    body = await _small_body(request)
+    text = await asyncio.shield(asyncio.to_thread(answer, body))
+    _log.info("answered", path=request.path)
+    return web.Response(text=text, content_type="application/json")
+
+
+async def _small_body(request: web.Request) -> bytes:
+    if request.content_length is None:
+        raise web.HTTPLengthRequired
+    if request.content_length > MAX_INQUIRY_BYTES:
+        raise web.HTTPRequestEntityTooLarge(MAX_INQUIRY_BYTES, request.content_length)
+    return await _body(request)
 
 
 async def _body(request: web.Request) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Final, Literal
@@ -10,7 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pos_gateway.errors import InvalidConfiguration
 from pos_gateway.ledger.certificates import SignedKey
-from pos_gateway.limits.header import RiskPolicy
+from pos_gateway.ledger.reserve import Guarantee
+from pos_gateway.limits.header import OnlineTerms, RiskPolicy
 
 _DAY_S: Final = 24 * 3600
 
@@ -70,12 +72,40 @@ class MetadataLives(BaseModel):
     timestamp_s: int = Field(default=2 * _DAY_S, gt=0)
 
 
+class OnlinePolicy(BaseModel):
+    """What grants and notes may do. The first four stand in the limits' headers, signed by limit keys.
+
+    `note_room_percent`: how much of an account's free credit one note may bring within reach.
+    `grant_room_percent`: the same for a grant, beside the amount that it was asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_tap_cap_minor: int = Field(default=100_000, ge=0, lt=1 << 32)
+    grant_life_s: int = Field(default=300, ge=0, lt=1 << 32)
+    note_life_s: int = Field(default=3 * _DAY_S, ge=0, lt=1 << 32)
+    unsynchronised_amount_cap_minor: int = Field(default=5_000_000, ge=0, lt=1 << 53)
+    note_room_percent: int = Field(default=50, ge=0, le=100)
+    grant_room_percent: int = Field(default=0, ge=0, le=100)
+
+    def terms(self, keys: Sequence[bytes]) -> OnlineTerms:
+        """What a header tells every gateway of it."""
+        return OnlineTerms(
+            keys=tuple(keys),
+            per_tap_cap_minor=self.per_tap_cap_minor,
+            grant_life_s=self.grant_life_s,
+            note_life_s=self.note_life_s,
+            unsynchronised_amount_cap_minor=self.unsynchronised_amount_cap_minor,
+        )
+
+
 class Policy(BaseModel):
     """The issuer's decisions. Spans in seconds, caps in minor units.
 
-    `presentment_deadline_s` is D: how long after its expiry a ceiling still reserves credit, because
-    payments made under it may still be presented. `token_share_percent`: how much of an account's
-    limit, less what is owed, all its active tokens' reserves may come to; it is split evenly.
+    `presentment_deadline_s` is D and `clock_tolerance_s` is δ: so long after its expiry a ceiling still
+    reserves credit, because payments made under it may still be presented. `token_share_percent`: how much
+    of an account's limit, less what is owed, all its active tokens' reserves may come to; it is split
+    evenly.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
     """
 
@@ -92,6 +122,12 @@ class Policy(BaseModel):
     token_share_percent: int = Field(default=100, ge=0, le=100)
     delta_bases: int = Field(default=7, ge=0, le=100)
     metadata_lives: MetadataLives = MetadataLives()
+    online: OnlinePolicy = OnlinePolicy()
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What an honest shop is allowed."""
+        return Guarantee(self.clock_tolerance_s, self.presentment_deadline_s)
 
     def risk_policy(self) -> RiskPolicy:
         """What every gateway is told of it."""

@@ -127,7 +127,7 @@ def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
     expected = cryptogram.application_cryptogram(
         cryptogram.derive_card_key(issuer.master.ac, card.pan, card.psn),
         tc.atc,
-        answer.cdol1_values + card_read.aip + tc.atc.to_bytes(2, "big") + tc.iad.to_bytes(),
+        answer.sent + card_read.aip + tc.atc.to_bytes(2, "big") + tc.iad.to_bytes(),
     )
     if not hmac.compare_digest(expected, tc.ac):
         raise AuthenticationFailed("not made with this card's key", step="application cryptogram")

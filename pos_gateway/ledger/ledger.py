@@ -3,6 +3,7 @@
 home/ledger.json    who issues, in which currency
 home/keys/          every key, mode 0600
 home/ledger.db      accounts, tokens, presentments, double entry: unless ledger.json names a PostgreSQL
+home/keys/online/   those that sign grants and notes
 home/keys/signing/  those of them that sign what is published; some may lie elsewhere
 home/repository/    the TUF repository: what gateways fetch
 home/staging/       versions that wait for their signatures
@@ -47,7 +48,7 @@ from pos_gateway.errors import (
     NotFound,
     Unavailable,
 )
-from pos_gateway.ledger import accounts, gateways, issuing, postings, store
+from pos_gateway.ledger import accounts, gateways, grants, issuing, online, postings, store
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
 from pos_gateway.ledger.ceremony import Ceremony, first_root
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
@@ -56,6 +57,7 @@ from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
+from pos_gateway.ledger.online import OnlineKeys
 from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher
 from pos_gateway.ledger.repository import Repository, utc
 from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
@@ -128,6 +130,7 @@ class Ledger:
         self.keys = KeyRing.load(home / "keys")
         self._database = Store.open(database_url(database or self.identity.database, home))
         self._log = SignerLog(home / "keys" / "publications")
+        self.online_keys = OnlineKeys(home / "keys" / online.FOLDER)
         self.repository = Repository(home / "repository")
         self._publisher = Publisher(self._database, self.repository, home / "staging", self._log)
         if not restoring:
@@ -201,6 +204,7 @@ class Ledger:
             for keys_of_role in signing.values():
                 for key in keys_of_role:
                     key.write(staging / "keys" / "signing")
+            OnlineKeys(staging / "keys" / online.FOLDER).create()
             chest = KeyChest.open(staging / "keys" / "signing")
             Repository.create(staging / "repository", root, chest, utc(clock()), lives)
             (staging / "staging").mkdir()
@@ -254,6 +258,10 @@ class Ledger:
         with cls(home.absolute(), restoring=True, clock=clock) as ledger:
             with ledger._database.write() as connection:
                 replayed = ledger._log.replay(connection)
+                accounts.extend_standing(
+                    connection,
+                    ledger._now_unix_s() + _policy(connection).guarantee.presentment_deadline_s,
+                )
                 number = connection.scalar(sa.select(sa.func.max(store.epochs.c.number))) or 0
                 connection.execute(
                     store.epochs.insert().values(
@@ -264,18 +272,20 @@ class Ledger:
 
     def _check_remembers(self) -> None:
         """Shops may rely on every publication that was logged: nothing may be given out without them."""
-        logged = self._log.versions()
-        if not logged:
-            return
+        logged = (self._log.versions() or [0])[-1]
         with self._database.read() as connection:
             known = connection.scalar(sa.select(sa.func.max(store.snapshots.c.version))) or 0
-        if known < logged[-1]:
-            self._database.close()
-            raise InvalidConfiguration(
-                f"the database knows of {known} snapshots, and {logged[-1]} were published",
-                where="database",
-                advice="if it was restored from a backup, run `pos-gateway ledger restored`",
-            )
+            forgotten = self._log.has_forgotten(connection)
+        if known >= logged and not forgotten:
+            return
+        self._database.close()
+        raise InvalidConfiguration(
+            "the database does not know the last grant that was given out"
+            if forgotten
+            else f"the database knows of {known} snapshots, and {logged} were published",
+            where="database",
+            advice="if it was restored from a backup, run `pos-gateway ledger restored`",
+        )
 
     def close(self) -> None:
         self._database.close()
@@ -303,8 +313,7 @@ class Ledger:
     def policy(self) -> Policy:
         """The policy in force."""
         with self._database.read() as connection:
-            query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
-            return Policy.model_validate_json(connection.scalars(query).one())
+            return _policy(connection)
 
     def set_policy(self, policy: Policy) -> None:
         """Takes effect with the next snapshot."""
@@ -550,6 +559,26 @@ class Ledger:
         """Take a batch; see `postings.present`. The verdicts are durable when this returns."""
         return postings.present(self._database, self._issuer, gateway_id, body, signature, self.now_unix_ms)
 
+    def grant(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """Answer a shop whose card wants its issuer asked; see `grants`."""
+        return self._desk.grant(gateway_id, body, signature)
+
+    def note(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """A note for the card that a shop has just served; see `grants`."""
+        return self._desk.note(gateway_id, body, signature)
+
+    def wallet_challenge(self) -> str:
+        """What a phone's card must sign to be answered; see `grants`."""
+        return self._desk.challenge()
+
+    def wallet_note(self, body: bytes) -> str:
+        """A note for a phone that asks by itself; see `grants`."""
+        return self._desk.wallet_note(body)
+
+    def wallet_return(self, body: bytes) -> str:
+        """Take unused allowance back from a phone; see `grants`."""
+        return self._desk.wallet_return(body)
+
     def payments(self, account_id: str | None = None) -> tuple[Payment, ...]:
         """What was posted, in that order; of one account or of all."""
         transfers, entries = store.transfers.c, store.entries.c
@@ -621,7 +650,12 @@ class Ledger:
 
     def _prepare(self, *, automatic: bool) -> PreparedSnapshot:
         return self._publisher.prepare(
-            self.identity, self.policy, self.keys.token_key.epoch, self._now_unix_s, automatic=automatic
+            self.identity,
+            self.policy,
+            self.keys.token_key.epoch,
+            self._now_unix_s,
+            automatic=automatic,
+            online_keys=[key.public for key in self.online_keys.all()],
         )
 
     def _release(self, version: int) -> PublishedSnapshot:
@@ -639,6 +673,12 @@ class Ledger:
             if free:
                 with contextlib.suppress(Unavailable, Conflict):
                     self._release(version)
+
+    @cached_property
+    def _desk(self) -> grants.Desk:
+        return grants.Desk(
+            self._database, self._issuer, self.online_keys, self._log, lambda: self.policy, self.now_unix_ms
+        )
 
     @cached_property
     def _issuer(self) -> Issuer:
@@ -679,6 +719,11 @@ def _create_books(url: sa.URL, policy: Policy, now_unix_ms: int, *, then: Callab
         except BaseException:
             books.migrate("base")
             raise
+
+
+def _policy(connection: sa.Connection) -> Policy:
+    query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
+    return Policy.model_validate_json(connection.scalars(query).one())
 
 
 def _add_policy(connection: sa.Connection, policy: Policy, now_unix_ms: int) -> None:

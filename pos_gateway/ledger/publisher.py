@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -29,8 +29,9 @@ from pos_gateway.errors import Conflict, NotFound, Unavailable
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenLine, TokenStatus
 from pos_gateway.ledger.config import Identity, MetadataLives, Policy
+from pos_gateway.ledger.issue import publication_row
 from pos_gateway.ledger.repository import Repository, lacking_signatures
-from pos_gateway.ledger.reserve import allot, measure
+from pos_gateway.ledger.reserve import PublicationKind, allot, measure
 from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.signing import (
     HeaderToSign,
@@ -43,7 +44,7 @@ from pos_gateway.ledger.signing import (
 )
 from pos_gateway.ledger.store import Store
 from pos_gateway.limits.builder import write_snapshot
-from pos_gateway.limits.header import RiskPolicy, SnapshotTerms
+from pos_gateway.limits.header import OnlineTerms, RiskPolicy, SnapshotTerms
 from pos_gateway.limits.record import NONCE_BYTES, LimitRecord
 from pos_gateway.limits.snapshot import encode_head, read_head
 from pos_gateway.snapshot_file import SnapshotFile
@@ -97,6 +98,7 @@ class Publisher:
         now_unix_s: Callable[[], int],
         *,
         automatic: bool,
+        online_keys: Sequence[bytes] = (),
     ) -> PreparedSnapshot:
         """Decide the next version, put it on record, and build its files.
 
@@ -107,7 +109,10 @@ class Publisher:
         with self._database.write() as connection:
             store.lock_publishing(connection)
             version = 1 + (connection.scalar(sa.select(sa.func.max(_versions.version))) or 0)
-            terms = _terms(version, identity, policy, token_key_epoch, now_unix_s())
+            terms = replace(
+                _terms(version, identity, policy, token_key_epoch, now_unix_s()),
+                online=policy.online.terms(online_keys),
+            )
             connection.execute(
                 store.snapshots.insert().values(
                     version=version,
@@ -219,7 +224,7 @@ class Publisher:
                 _versions.version < version, _versions.sha256.is_not(None)
             )
             bases = connection.scalars(released.order_by(_versions.version.desc()).limit(delta_bases)).all()
-            whole_terms = _terms_from_json(row.terms)
+            whole_terms = terms_from_json(row.terms)
             for file in (whole_file(version), *(delta_file(base, version) for base in bases)):
                 since = file.base or 0
                 terms = replace(whole_terms, base_version=file.base)
@@ -320,15 +325,26 @@ def _terms(
 
 def _terms_to_json(terms: SnapshotTerms) -> str:
     document = asdict(terms) | {"nonce": terms.nonce.hex()}
+    document["online"]["keys"] = [key.hex() for key in terms.online.keys]
     for name in ("base_version", "offers", "revoked_certificates"):
         del document[name]
     return json.dumps(document)
 
 
-def _terms_from_json(text: str) -> SnapshotTerms:
+def terms_from_json(text: str) -> SnapshotTerms:
     document = json.loads(text)
     document["nonce"] = bytes.fromhex(document["nonce"])
-    return SnapshotTerms(**document | {"policy": RiskPolicy(**document["policy"])})
+    online = document.get("online", {"keys": []})
+    online["keys"] = tuple(bytes.fromhex(key) for key in online["keys"])
+    document |= {"policy": RiskPolicy(**document["policy"]), "online": OnlineTerms(**online)}
+    return SnapshotTerms(**document)
+
+
+def online_terms(connection: sa.Connection) -> OnlineTerms:
+    """What the newest limits that were released let online keys do; nothing before the first."""
+    query = _NEWEST.with_only_columns(_versions.terms).where(_versions.sha256.is_not(None))
+    terms = connection.scalars(query).first()
+    return OnlineTerms() if terms is None else terms_from_json(terms).online
 
 
 def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> int:
@@ -343,21 +359,12 @@ def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> 
             return count
         last = chunk[-1]
         rows = accounts.lock_accounts(connection, chunk)
-        # Credit of what no longer stands is about to be given away again: from now on it never stands.
-        connection.execute(
-            store.publications.update()
-            .where(
-                store.publications.c.account_id.in_(chunk),
-                ~store.publications.c.lapsed,
-                store.publications.c.stands_until_unix_s < now_unix_s,
-            )
-            .values(lapsed=True)
-        )
+        accounts.lapse(connection, chunk, now_unix_s)
         changes: list[dict[str, object]] = []
         published: list[dict[str, object]] = []
         before_minor: dict[str, int] = {}
         for account_id, lines in accounts.lines_by_account(accounts.token_lines(connection, chunk)).items():
-            owed_minor = rows[account_id].outstanding_minor
+            owed_minor = rows[account_id].outstanding_minor + rows[account_id].uncleared_minor
             before_minor[account_id] = owed_minor + sum(measure(line.claimable(now_unix_s)) for line in lines)
             owable_minor = rows[account_id].limit_minor - owed_minor
             for line, record, publication in _decide_account(owable_minor, lines, terms, policy):
@@ -396,25 +403,23 @@ def _decide_account(
             assurance=line.row.assurance,
         )
         if line.row.record_version == 0 or record != _record(line.row):
-            record = record._replace(sequence=record.sequence + 1)
+            record = record._replace(sequence=line.row.last_sequence + 1)
         if line.id not in ceiling_of:
             yield line, record, None
             continue
         yield (
             line,
             record,
-            {
-                "account_id": line.account_id,
-                "token_id": line.id,
-                "sequence": record.sequence,
-                "snapshot_version": terms.version,
-                "highest": line.highest,
-                "ceiling": record.ceiling,
-                "valid_until_unix_s": terms.valid_until_unix_s,
-                "stands_until_unix_s": terms.valid_until_unix_s + policy.presentment_deadline_s,
-                "lapsed": False,
-                "digest": record.digest(terms.nonce),
-            },
+            publication_row(
+                line,
+                record,
+                kind=PublicationKind.SNAPSHOT,
+                digest=record.digest(terms.nonce),
+                issued_unix_s=now_unix_s,
+                valid_until_unix_s=terms.valid_until_unix_s,
+                guarantee=policy.guarantee,
+                snapshot_version=terms.version,
+            ),
         )
 
 
@@ -431,6 +436,7 @@ _CHANGE: Final = (
                 "record_per_tap_cap_minor",
                 "record_status",
                 "record_assurance",
+                "last_sequence",
             )
         }
     )
@@ -442,6 +448,7 @@ def _change(line: TokenLine, record: LimitRecord, version: int) -> dict[str, obj
         "token_id": line.id,
         "record_version": version,
         "record_sequence": record.sequence,
+        "last_sequence": record.sequence,
         "record_ceiling": record.ceiling,
         "record_per_tap_cap_minor": record.per_tap_cap_minor,
         "record_status": line.status.value,

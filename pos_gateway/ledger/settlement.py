@@ -48,6 +48,8 @@ class AlarmKind(Enum):
     """Two genuine cryptograms claim the same points: the card was cloned."""
     FALSE_EVIDENCE = "false_evidence"
     """A gateway presented what no card of ours signed."""
+    COUNTER_BEHIND = "counter_behind"
+    """A card showed a counter below one it has shown before: an old cryptogram, or a copy of the card."""
     WRONG_CORRECTION = "wrong_correction"
     """A gateway wants to take back more than the payment holds."""
 

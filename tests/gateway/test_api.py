@@ -113,6 +113,7 @@ async def counter(tmp_path: Path, ledger_home: Path) -> AsyncIterator[Counter]:
                 shop.feed,
                 SynchroniserState(),
                 payments,
+                shop.till.singles,
                 now_unix_ms(),
             )
 

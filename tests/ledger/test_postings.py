@@ -303,7 +303,7 @@ def test_what_comes_after_the_deadline_is_late_and_not_charged(
     ledger: Ledger, account: Account, shop: Shop, card: VirtualCard, clock: Clock
 ) -> None:
     on_time, late = shop.tap(card, 500), shop.tap(card, 300)
-    clock.now_s += 21 * DAY_S
+    clock.now_s += 21 * DAY_S + 300
     assert shop.verdict(on_time) is Verdict.POSTED
     clock.now_s += 1
     [verdict] = shop.present(late)

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from pos_gateway.errors import InvalidConfiguration
 
-HEAD: Final = "0002"
+HEAD: Final = "0005"
 """The version this program works with."""
 
 NAMES: Final = {
