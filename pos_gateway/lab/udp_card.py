@@ -1,8 +1,8 @@
 """A field behind nfcpy's `udp` driver: virtual cards that speak ISO/IEC 14443-3 and -4 themselves.
 
 The driver's datagrams are text: the technology, a blank, the frame in hexadecimal ("106A 26"); `RFOFF`
-says that the field was switched off. The driver takes any datagram for an answer, so a look at an empty
-field is answered with `RFOFF`: otherwise it would wait a second for each.
+says that the field was switched off. A frame into a field without a card is answered with `RFOFF` at once:
+otherwise the driver would wait a second for each look, and the frame waiting time for each frame.
 """
 
 from __future__ import annotations
@@ -24,11 +24,13 @@ _SDD_REQ, _SEL_REQ = b"\x93\x20", b"\x93\x70"
 _SENS_RES: Final = b"\x04\x00"
 _SAK_ISO_DEP: Final = b"\x20"
 _RATS: Final = 0xE0
+_NOBODY: Final = b"RFOFF"
 _FRAME_BYTES: Final = (16, 24, 32, 40, 48, 64, 96, 128, 256)
 _WTX_EVERY_S: Final = 0.05
 
-FULL_ATS: Final = bytes.fromhex("0A 78 80 70 00 50 4F 53 47 57")
-"""Frames of 256 bytes, an FWI of 7 (39 ms), historical bytes `POSGW`."""
+FULL_ATS: Final = bytes.fromhex("0A 78 80 C0 00 50 4F 53 47 57")
+"""Frames of 256 bytes, an FWI of 12 (1.2 s: no machine is so slow that an answer comes after its repeat was
+asked for), historical bytes `POSGW`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,7 @@ class UdpField:
         self._closed = True
         self.remove()
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as waker:
-            waker.sendto(b"RFOFF", self._socket.getsockname())
+            waker.sendto(_NOBODY, self._socket.getsockname())
         self._thread.join()
         self._socket.close()
 
@@ -105,7 +107,7 @@ class UdpField:
             datagram, reader = self._socket.recvfrom(1024)
             if self._silent:
                 continue
-            if datagram.startswith(b"RFOFF"):
+            if datagram.startswith(_NOBODY):
                 self._power_off()
                 continue
             try:
@@ -127,12 +129,13 @@ class UdpField:
             for woken in awake:
                 woken.wake()
             self._selected = min(awake, key=lambda p: p.uid) if awake else None
-            yield b"RFOFF" if self._selected is None else _datagram(_SENS_RES)
+            yield _NOBODY if self._selected is None else _datagram(_SENS_RES)
             return
         picc = self._selected
+        if picc is not None and picc.present.is_set():
+            yield from (_datagram(answer) for answer in picc.answers(frame))
         if picc is None or not picc.present.is_set():
-            return
-        yield from (_datagram(answer) for answer in picc.answers(frame))
+            yield _NOBODY
 
     def _power_off(self) -> None:
         self._selected = None

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -18,7 +17,7 @@ from pos_gateway.emv.authentication import CaPublicKey, authenticate_card, authe
 from pos_gateway.emv.dialogue import CardRead, CryptogramAnswer, converse, read_card, request_cryptogram
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.errors import CardLeft, CardNotSupported, ReaderUnavailable
-from pos_gateway.gateway.readers.frontend import FrontendReader, open_frontend
+from pos_gateway.gateway.readers.frontend import FrontendReader
 from pos_gateway.gateway.readers.pcsc import PcscReader
 from pos_gateway.gateway.readers.port import CardChannel, Indication, Reader
 from pos_gateway.lab.card_state import CardState
@@ -26,6 +25,7 @@ from pos_gateway.lab.udp_card import Radio, UdpField
 from pos_gateway.lab.virtual_card import BlankCard, SchemeCard, VirtualCard
 from pos_gateway.lab.virtual_reader import VirtualReader
 from pos_gateway.lab.vpcd import Fault, FaultKind
+from tests.gateway.cables import Cable
 
 TODAY = date(2026, 11, 24)
 AMOUNT = 1930
@@ -160,7 +160,7 @@ def test_an_ats_of_no_standard_is_no_card_of_ours(
 def test_frames_lost_on_the_air_are_asked_for_again(
     field: UdpField, reader: FrontendReader, make_card: MakeCard, make_sale: MakeSale, lost: range
 ) -> None:
-    ats, numbers = bytes.fromhex("05 72 80 40 00"), frozenset(lost)  # frames of 32 bytes: many blocks
+    ats, numbers = bytes.fromhex("05 72 80 80 00"), frozenset(lost)  # frames of 32 bytes: many blocks
     for radio in (Radio(ats=ats, lost_frames=numbers), Radio(ats=ats, lost_commands=numbers)):
         own = make_card()
         card = VirtualCard(own)
@@ -298,32 +298,6 @@ def test_a_path_that_leads_nowhere() -> None:
         reader.wait_for_removal(PATIENCE_S)
     with pytest.raises(ReaderUnavailable):
         reader.chip()
-
-
-class Cable:
-    """nfcpy's real udp device on a cable that can be pulled, shorted and jammed."""
-
-    def __init__(self) -> None:
-        self.opened = 0
-        self.fail: Exception | None = None
-        self.jam = threading.Event()
-        self.jam.set()
-
-    def open(self, path: str) -> Any:
-        if self.fail is not None:
-            raise self.fail
-        self.opened += 1
-        frontend = open_frontend(path)
-        exchange, sense = frontend.exchange, frontend.sense
-        frontend.exchange = lambda *a: self._through(exchange, *a)
-        frontend.sense = lambda *a: self._through(sense, *a)
-        return frontend
-
-    def _through(self, work: Callable[..., Any], *arguments: Any) -> Any:
-        self.jam.wait()
-        if self.fail is not None:
-            raise self.fail
-        return work(*arguments)
 
 
 @pytest.mark.parametrize("failure", [OSError(19, "No such device"), IndexError("inside"), AssertionError()])

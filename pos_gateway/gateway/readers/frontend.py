@@ -257,6 +257,8 @@ class _Device:
         self.frontend: Any = None
         self._technologies: tuple[str, ...] = ("106A", "106B")
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._closing = threading.Lock()
+        self._closed = False
         self._thread = threading.Thread(target=self._work, name=f"nfcpy {name}", daemon=True)
         self._thread.start()
 
@@ -297,7 +299,10 @@ class _Device:
             PosGatewayError: whatever else `work` raises of ours.
         """
         job = _Job(work)
-        self._jobs.put(job)
+        with self._closing:
+            if self._closed:
+                raise ReaderUnavailable(f"{self._name} was let go of", advice=_PLUG_IN)
+            self._jobs.put(job)
         if not job.done.wait(timeout_s):
             raise ReaderUnavailable(f"{self._name} hangs", advice="unplug it and plug it in again")
         match job.error:
@@ -317,7 +322,9 @@ class _Device:
 
     def close(self) -> None:
         """Close the device when its thread is free to, without waiting for that."""
-        self._jobs.put(None)
+        with self._closing:
+            self._closed = True
+            self._jobs.put(None)
 
     def _work(self) -> None:
         while (job := self._jobs.get()) is not None:

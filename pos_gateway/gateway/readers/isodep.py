@@ -173,7 +173,8 @@ class BlockProtocol:
                 raise CardLeft("no answer in the time a card may take", advice=_TAP_AGAIN)
             answer = yield send, min(wait_s, left_s)
             wait_s = self._wait_s
-            if not answer:
+            # An information block with the number of the one before is that one again, late: not this answer.
+            if not answer or (answer[0] & 0xE2 == _I_BLOCK and answer[0] & 1 != self._number):
                 repeats += 1
                 if repeats > _MAX_REPEATS:
                     raise CardLeft("the card left before it had answered", advice=_TAP_AGAIN)
