@@ -13,7 +13,9 @@ skipped.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -25,7 +27,7 @@ from pos_gateway.lab.udp_card import UdpField
 from pos_gateway.lab.virtual_reader import VirtualReader
 from pos_gateway.ledger.config import Policy
 from tests.hil import report
-from tests.hil.rig import UDP, VIRTUAL, AttendedRig, Log, PcscRig, Rig, UdpRig, attended_reader, read_answer
+from tests.hil.rig import UDP, VIRTUAL, AttendedRig, Log, PcscRig, Rig, UdpRig, attended_reader
 
 LIMIT_MINOR = 10_000_000
 _log = Log()
@@ -80,7 +82,7 @@ def session_rig(
         rig = UdpRig(UdpField(), card, state, _log)
     else:
         reader, found = attended_reader(wanted)
-        rig = AttendedRig(reader, found, _log, _teller(request.config), read_answer)
+        rig = AttendedRig(reader, found, _log, *_tester(request.config))
     if hil_shop is not None:
         hil_shop.publish()
     _rigs.append(rig)
@@ -104,24 +106,35 @@ def rig(session_rig: Rig, request: pytest.FixtureRequest) -> Iterator[Rig]:
 
 
 @pytest.fixture
+def standing_rig(session_rig: Rig, request: pytest.FixtureRequest) -> Rig:
+    """The rig as the test before left it: the card may stay in the field."""
+    _log.test = request.node.name
+    return session_rig
+
+
+@pytest.fixture
 def shop(hil_shop: Shop | None) -> Shop:
     if hil_shop is None:
         pytest.skip("no issuer for the tester's card: --card-home FOLDER")
     return hil_shop
 
 
-def _teller(config: pytest.Config) -> Callable[[str], None]:
-    """Say it to the tester, past pytest's capture."""
+def _tester(config: pytest.Config) -> tuple[Callable[[str], None], Callable[[], str]]:
+    """How to tell the tester something and hear her answer, past pytest's capture."""
     capture = config.pluginmanager.getplugin("capturemanager")
 
+    def aside() -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled()
+
     def tell(text: str) -> None:
-        if capture is None:
-            print(f"\n>>> {text}", flush=True)
-            return
-        with capture.global_and_fixture_disabled():
+        with aside():
             print(f"\n>>> {text}", flush=True)
 
-    return tell
+    def read() -> str:
+        with aside():
+            return sys.stdin.readline()
+
+    return tell, read
 
 
 @pytest.hookimpl(hookwrapper=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -99,6 +98,16 @@ class Rig(ABC):
         if self.probe is not None:
             told["firmware"] = self.probe.firmware or "not told"
         return RecordingChannel(channel, self.log, told)
+
+    def take_standing(self) -> RecordingChannel:
+        """The card, which may be in the field already; else it is held there, to stay."""
+        try:
+            there = not self.reader.wait_for_removal(0.0)
+        except PosGatewayError:
+            there = False
+        if not there:
+            self.hold()
+        return self.take()
 
     def emptied(self) -> None:
         """Wait until the reader says that the field is empty."""
@@ -296,10 +305,6 @@ def until_gone(rig: Rig) -> PosGatewayError:
             return error
         time.sleep(0.2)
     raise AssertionError("the reader is still there")
-
-
-def read_answer() -> str:
-    return sys.stdin.readline()
 
 
 def moments(model: ReaderModel | None) -> Sequence[tuple[Indication, str]]:

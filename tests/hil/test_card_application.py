@@ -53,7 +53,7 @@ OUR_TERMINAL = "HIL00001"
 class Session:
     """One dialogue after another with the card in the field."""
 
-    def __init__(self, rig: Rig, shop: Shop, channel: RecordingChannel) -> None:
+    def __init__(self, shop: Shop, channel: RecordingChannel) -> None:
         self._ca_keys = [ca_public_key(key) for key in shop.enrolment.ca_keys]
         self.currency = shop.till.station.currency.numeric
         self.channel = channel
@@ -95,10 +95,9 @@ class Session:
 
 
 @pytest.fixture
-def session(rig: Rig, shop: Shop) -> Iterator[Session]:
-    rig.hold()
-    channel = rig.take()
-    yield Session(rig, shop, channel)
+def session(standing_rig: Rig, shop: Shop) -> Iterator[Session]:
+    channel = standing_rig.take_standing()
+    yield Session(shop, channel)
     channel.close()
 
 
@@ -171,7 +170,7 @@ def test_3_chain_and_static_data_verify(session: Session) -> None:
     assert card.currency_numeric == session.currency
 
 
-def test_3_no_counter_is_readable_in_clear(session: Session, rig: Rig) -> None:
+def test_3_no_counter_is_readable_in_clear(session: Session) -> None:
     _, _, before = session.ask(session.sale())
     counter = counter_bytes(before.iad.counter_after)
     card = session.initiated(session.sale())

@@ -23,6 +23,7 @@ from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.scripted_card import Dialogue, ReplayedCard
 
 FILES = sorted((Path(__file__).parent / "dialogues").glob("*.json"))
+PROVEN = [f for f in FILES if '"expect": "authentic' in f.read_text()]
 
 
 def recorded_elements(dialogue: Dialogue) -> dict[int, bytes]:
@@ -82,11 +83,9 @@ def test_a_recording_ends_as_it_did(file: Path) -> None:
     assert replay(dialogue) == dialogue.told["expect"]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", PROVEN, ids=lambda file: file.stem)
 def test_a_recording_that_was_touched_ends_otherwise(file: Path) -> None:
     dialogue = Dialogue.from_json(file.read_text())
-    if not dialogue.told["expect"].startswith("authentic"):
-        pytest.skip("nothing in it is proven")
     last_command, last = dialogue.exchanges[-1]
     changed = last[:40] + bytes([last[40] ^ 1]) + last[41:]
     touched = Dialogue((*dialogue.exchanges[:-1], (last_command, changed)), dialogue.told)
