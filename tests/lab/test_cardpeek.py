@@ -58,7 +58,9 @@ def test_cardpeek_reads_the_card_without_an_error(
     assert "GPO with data failed" not in log
 
     values = {}
-    for node in ElementTree.parse(tmp_path / "card.xml").iter("node"):  # noqa: S314 - cardpeek wrote it
+    # Its XML declaration is not well-formed.
+    text = (tmp_path / "card.xml").read_text().split("?>", 1)[1]
+    for node in ElementTree.fromstring(text).iter("node"):  # noqa: S314 - cardpeek wrote it
         attributes = {a.get("name"): a.text or "" for a in node.findall("attr")}
         if "val" in attributes:
             values[attributes.get("id", "")] = bytes.fromhex(attributes["val"].removeprefix("8:"))
