@@ -2,9 +2,9 @@
 
 Every round does, one after the other: a whole tap with a virtual card, over the real PC/SC stack or over
 nfcpy's udp driver; the same APDUs back to back; the tap's three RSA operations alone; one raw append with
-`fdatasync` of as many bytes as a journal record has. The gateway's own share is the tap's time less the time in card and reader.
-The journal holds some records already, as a shop's does: its write-ahead log is then written in place
-rather than growing.
+`fdatasync` of as many bytes as a journal record has. The gateway's own share is the tap's time less the time
+in card and reader. The journal holds some records already, as a shop's does: its write-ahead log is then
+written in place rather than growing.
 """
 
 from __future__ import annotations
