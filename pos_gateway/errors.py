@@ -8,6 +8,7 @@
     │   └── InvalidConfiguration
     ├── CardNotSupported        a card that is not ours (scheme cards among them); nothing was read
     ├── AuthenticationFailed    a signature, certificate or cryptogram does not verify: which step
+    │   └── CertificateLapsed   a gateway's certificate counts no more; the gateway may ask for another
     ├── Conflict                the same id came with other content
     ├── NotFound
     ├── Unavailable             a part we depend on is not there now
@@ -75,6 +76,11 @@ class AuthenticationFailed(PosGatewayError):
     def __init__(self, reason: str, *, step: str, advice: str = "") -> None:
         super().__init__(f"{step}: {reason}", advice=advice)
         self.step = step
+
+
+class CertificateLapsed(AuthenticationFailed):
+    """A gateway's certificate has expired or was replaced. The gateway itself is still trusted: it may ask
+    for another by its device key."""
 
 
 class Conflict(PosGatewayError):

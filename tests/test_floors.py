@@ -23,6 +23,8 @@ FLOORS = {
     "pos_gateway.records": 3,
     "pos_gateway.enrolment": 3,
     "pos_gateway.inquiry": 3,
+    "pos_gateway.conflict": 3,
+    "pos_gateway.signers": 3,
     "pos_gateway.distribution": 3,
     "pos_gateway.snapshot_file": 3,
     "pos_gateway.gateway": 4,
@@ -36,6 +38,7 @@ SIBLINGS_ALLOWED = {
     ("pos_gateway.cli", "pos_gateway.lab"),
     ("pos_gateway.money", "pos_gateway.errors"),
     ("pos_gateway.inquiry", "pos_gateway.records"),
+    ("pos_gateway.conflict", "pos_gateway.records"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from enum import Enum
 from typing import Final
 
@@ -15,7 +16,8 @@ import typer
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
 from pos_gateway.cli.snapshot import in_use
 from pos_gateway.cli.terminal import EXIT_NO, Json, emit
-from pos_gateway.errors import PosGatewayError, ReaderUnavailable
+from pos_gateway.errors import AuthenticationFailed, PosGatewayError, ReaderUnavailable
+from pos_gateway.gateway.certificate import TlsFile, connect, describe
 from pos_gateway.gateway.config import Home, load_applications, load_settings
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import JournalReader
@@ -50,7 +52,7 @@ class Finding:
 
 
 def doctor(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
-    """Check configuration, pcscd, reader, clock, disk, journal, snapshot, ledger and gateway.
+    """Check configuration, certificate, pcscd, reader, clock, disk, journal, snapshot, ledger and gateway.
 
     Exit code 0 when taps can be taken, 1 when something stands in their way.
     """
@@ -58,6 +60,7 @@ def doctor(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
     checks: dict[str, Callable[[Home], Finding]] = {
         "configuration": _configuration,
         "enrolment": _enrolment,
+        "certificate": _certificate,
         "reader": _reader,
         "reader rights": _reader_rights,
         "kernel modules": _kernel_modules,
@@ -105,6 +108,19 @@ def _enrolment(home: Home) -> Finding:
     load_identity(home.identity_key)
     who = enrolled.enrolment
     return Finding(Health.OK, f"{who.terminal_id} of {who.merchant.name}, issuer {who.issuer}")
+
+
+def _certificate(home: Home) -> Finding:
+    load_enrolment(home.enrolment)
+    state = describe(TlsFile(home.credentials).certificate, datetime.now(UTC))
+    if state.well:
+        return Finding(Health.OK, state.sentence)
+    return Finding(
+        Health.WARN,
+        state.sentence,
+        "taps work without it; run the gateway and let it reach the ledger. If the ledger says that it is "
+        "away for too long or revoked, call the issuer",
+    )
 
 
 def _reader(home: Home) -> Finding:
@@ -209,9 +225,7 @@ def _clock(home: Home) -> Finding:
         )
     try:
         enrolled = load_enrolment(home.enrolment)
-        ledger_unix_s = asyncio.run(
-            _ledger_time_unix_s(enrolled.ledger_url, enrolled.certificate_fingerprint)
-        )
+        ledger_unix_s = asyncio.run(_ledger_time_unix_s(enrolled.ledger_url, enrolled.enrolment.authority))
     except PosGatewayError:
         return Finding(Health.OK, "not behind anything recorded (no ledger to compare with)")
     off_s = now_unix_s - ledger_unix_s
@@ -249,7 +263,9 @@ def _snapshot(home: Home) -> Finding:
 def _ledger(home: Home) -> Finding:
     enrolled = load_enrolment(home.enrolment)
     try:
-        asyncio.run(_ledger_time_unix_s(enrolled.ledger_url, enrolled.certificate_fingerprint))
+        asyncio.run(_standing(home, enrolled.enrolment.gateway_id))
+    except AuthenticationFailed as error:
+        return Finding(Health.WARN, error.reason, error.advice or "call the issuer")
     except PosGatewayError as error:
         return Finding(
             Health.WARN,
@@ -259,8 +275,15 @@ def _ledger(home: Home) -> Finding:
     return Finding(Health.OK, f"answers at {enrolled.ledger_url}")
 
 
-async def _ledger_time_unix_s(url: str, fingerprint: bytes) -> int:
-    async with LedgerClient(url, fingerprint) as client:
+async def _standing(home: Home, gateway_id: str) -> None:
+    """Is the ledger there, and does it let this gateway in?"""
+    async with connect(home) as client:
+        if await client.standing(gateway_id) != "active":
+            raise AuthenticationFailed("this gateway is suspended by the issuer", step="gateway")
+
+
+async def _ledger_time_unix_s(url: str, authority: bytes) -> int:
+    async with LedgerClient(url, authority) as client:
         return await client.ledger_time_unix_ms() // 1000
 
 

@@ -11,11 +11,9 @@ import typer
 
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
 from pos_gateway.cli.terminal import Json, announce, emit
-from pos_gateway.enrolment import Enrolment, parse_code
 from pos_gateway.errors import Conflict
 from pos_gateway.gateway.config import Home
-from pos_gateway.gateway.identity import Enrolled, load_or_create_identity, store_enrolment
-from pos_gateway.gateway.ledger_client import LedgerClient
+from pos_gateway.gateway.enrolling import enroll as enroll_gateway
 from pos_gateway.gateway.local_client import ask
 from pos_gateway.gateway.program import serve as serve_gateway
 
@@ -29,23 +27,11 @@ def enroll(
     home: GatewayHome = GATEWAY_HOME,
     as_json: Json = False,
 ) -> None:
-    """Enrol this gateway with a ledger: once in its life."""
+    """Enrol this gateway with a ledger: once in its life. If it was interrupted, the same again goes on."""
     place = Home(home)
     if place.enrolment.exists():
         raise Conflict(f"{home} is enrolled already", advice="a new enrolment needs a new home directory")
-    _, fingerprint = parse_code(code)
-    place.create()
-    key = load_or_create_identity(place.identity_key)
-
-    async def trade() -> Enrolment:
-        async with LedgerClient(ledger, fingerprint) as client:
-            return await client.enrol(code, key.public_key())
-
-    enrolment = asyncio.run(trade())
-    store_enrolment(
-        place.enrolment,
-        Enrolled(ledger_url=ledger, certificate_fingerprint=fingerprint, enrolment=enrolment),
-    )
+    enrolment = asyncio.run(enroll_gateway(place, ledger, code))
     data = {
         "gateway_id": enrolment.gateway_id,
         "terminal_id": enrolment.terminal_id,
@@ -110,6 +96,19 @@ def confirm_time(
     emit(data, "The time is confirmed, and journalled.", as_json=as_json)
 
 
+def _forecast(data: dict[str, Any]) -> str:
+    if data["stopped"]:
+        return f"nothing more can be approved ({data['first']})"
+    at_unix_ms = data["first_at_unix_ms"]
+    when = (
+        f", about {datetime.fromtimestamp(at_unix_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC" if at_unix_ms else ""
+    )
+    return (
+        f"{data['amount_left']} in up to {data['count_left']} payments of at most {data['per_tap_cap']}; "
+        f"first comes {data['first']}{when}"
+    )
+
+
 def _text(data: dict[str, Any]) -> str:
     line, queue, snapshot = data["line"], data["queue"], data["snapshot"]
     up = {True: "up", False: f"down ({line['problem']})", None: "not tried yet"}[line["up"]]
@@ -118,10 +117,13 @@ def _text(data: dict[str, Any]) -> str:
         f"  line to the ledger: {up}",
         f"  waiting for the ledger: {queue['count']} payments, {queue['amount']} of at most {queue['cap']}",
         f"  limits: {snapshot['sentence'] if snapshot else 'none yet: nothing can be approved'}",
+        f"  without a line: {_forecast(data['forecast'])}",
     ]
     if queue["oldest_at_unix_ms"]:
         age_s = int(time.time()) - queue["oldest_at_unix_ms"] // 1000
         lines.append(f"  the oldest has waited {age_s} s")
+    if data["certificate"]:
+        lines.append(f"  certificate: {data['certificate']['sentence']}")
     if progress := data["snapshot_progress"]:
         lines.append(f"  under way: {progress['what']}, {progress['done']} of {progress['total']}")
     if data["disk"]["payments_stopped"]:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import getpass
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
 
 from pos_gateway.cli.ledger_keys import app as keys_app
+from pos_gateway.cli.ledger_reserve import conflict_app, repayment_app, review_app, vault_app
 from pos_gateway.cli.places import LEDGER_HOME, LedgerHome
 from pos_gateway.cli.terminal import Json, announce, emit, emit_rows
 from pos_gateway.enrolment import Merchant
 from pos_gateway.errors import Conflict, InvalidInput
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
 from pos_gateway.ledger.api import serve as serve_ledger
+from pos_gateway.ledger.gateways import Action, Gateway
 from pos_gateway.ledger.ledger import Ledger
 from pos_gateway.ledger.publisher import PublishedSnapshot
 from pos_gateway.money import Currency, Money, currency
@@ -25,11 +29,20 @@ account_app = typer.Typer(no_args_is_help=True, help="Accounts and their limits.
 token_app = typer.Typer(no_args_is_help=True, help="Cards and phones of an account.")
 snapshot_app = typer.Typer(no_args_is_help=True, help="Signed limits for the shops.")
 gateway_app = typer.Typer(no_args_is_help=True, help="The shops' gateways.")
+certificate_app = typer.Typer(no_args_is_help=True, help="The ledger's own certificate.")
 app.add_typer(account_app, name="account")
 app.add_typer(token_app, name="token")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(gateway_app, name="gateway")
+app.add_typer(certificate_app, name="certificate")
 app.add_typer(keys_app, name="keys")
+app.add_typer(repayment_app, name="repayment")
+app.add_typer(vault_app, name="vault")
+app.add_typer(review_app, name="review")
+app.add_typer(conflict_app, name="conflict")
+
+Reason = Annotated[str, typer.Option(help="Kept with the decision, at most 200 characters.")]
+By = Annotated[str, typer.Option(help="Who decides; the user of this computer if not said.")]
 
 DEFAULT_PORT: Final = 8160
 
@@ -57,7 +70,7 @@ def init(
             "issuer": issuer,
             "currency": ledger.currency.code,
             "ca_key": {"rid": key.rid.hex().upper(), "index": f"{key.index:02X}"},
-            "tls_fingerprint": ledger.keys.tls_fingerprint.hex(),
+            "authority_fingerprint": ledger.keys.authority.fingerprint.hex(),
         }
     emit(data, f"Ledger of {issuer} made in {home}. Its keys are there too: guard them.", as_json=as_json)
 
@@ -162,6 +175,20 @@ def list_accounts(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None
     emit_rows("accounts", columns, rows, as_json=as_json, empty="No account yet.")
 
 
+@account_app.command("limit")
+def limit_account(
+    account_id: str,
+    limit: Annotated[str, typer.Argument(help="Like 3000.00; funds in the vault come on top.")],
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """Another limit. A cut takes effect as far as nothing owed or reserved needs more, and completes by
+    itself."""
+    with Ledger.open(home) as ledger:
+        account = ledger.set_line(account_id, ledger.currency.parse(limit))
+    emit(_account(account), _account_text(account), as_json=as_json)
+
+
 @token_app.command("issue")
 def issue_token(
     account_id: str,
@@ -195,6 +222,45 @@ def block_token(token_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = F
 def unblock_token(token_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
     """Lift a block."""
     _set_status(token_id, TokenStatus.ACTIVE, home, as_json=as_json)
+
+
+@token_app.command("close")
+def close_token(token_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Close a token for ever. Shops learn of it with the next snapshot, or at once with `snapshot urgent`."""
+    _set_status(token_id, TokenStatus.CLOSED, home, as_json=as_json)
+
+
+@token_app.command("replace")
+def replace_token(
+    token_id: str,
+    out: Annotated[
+        Path, typer.Option(help="Where the new card's personalisation is written: secret, mode 0600.")
+    ],
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """Close a token for ever and issue another one to the same account."""
+    if out.exists():
+        raise Conflict(f"{out} exists already", advice="a card's keys are never written over another's")
+    with Ledger.open(home) as ledger:
+        issued = ledger.replace_token(token_id)
+    _write_secret(out, issued.personalisation.to_json())
+    token = issued.token
+    data = _token(token) | {"personalisation": str(out), "replaces": token_id}
+    emit(data, f"Token {token.id} (•••• {token.last4}) replaces {token_id}; see {out}.", as_json=as_json)
+
+
+@snapshot_app.command("urgent")
+def publish_urgent(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Take back at once what tokens may not use any more that were blocked or closed since the last
+    snapshot. Nothing else changes: no new ceilings, no longer validity. `ledger serve` does it by itself
+    when a clone is proven."""
+    with Ledger.open(home) as ledger:
+        published = ledger.publish_urgent()
+    if published is None:
+        emit({"version": None}, "There is nothing to take back.", as_json=as_json)
+    else:
+        _emit_published(published, as_json=as_json)
 
 
 @snapshot_app.command("prepare")
@@ -268,22 +334,136 @@ def invite_gateway(
     emit({"code": code}, f"Type this at the shop: pos-gateway gateway enroll --code {code}", as_json=as_json)
 
 
+@gateway_app.command("hold")
+def hold_gateway(gateway_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Hold all that a gateway presents from now on for review: `ledger review`."""
+    _suspend(gateway_id, home, suspended=True, as_json=as_json)
+
+
+@gateway_app.command("resume")
+def resume_gateway(gateway_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Take a gateway's payments as guaranteed again."""
+    _suspend(gateway_id, home, suspended=False, as_json=as_json)
+
+
 @gateway_app.command("list")
 def list_gateways(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
-    """Every enrolled gateway."""
+    """Every enrolled gateway, whether it is let in, and until when its certificate counts."""
     with Ledger.open(home) as ledger:
-        rows = [
-            {"id": g.id, "terminal_id": g.terminal_id, "merchant": g.merchant.name} for g in ledger.gateways()
-        ]
-    emit_rows(
-        "gateways", ("id", "terminal_id", "merchant"), rows, as_json=as_json, empty="No gateway enrolled yet."
+        rows = [_gateway(gateway) for gateway in ledger.gateways()]
+    columns = ("id", "terminal_id", "merchant", "status", "certificate_until")
+    emit_rows("gateways", columns, rows, as_json=as_json, empty="No gateway enrolled yet.")
+
+
+@gateway_app.command("show")
+def show_gateway(gateway_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """A gateway, and who decided what about it and why."""
+    with Ledger.open(home) as ledger:
+        _emit_gateway(ledger, ledger.gateway(gateway_id), as_json=as_json)
+
+
+@gateway_app.command("suspend")
+def suspend_gateway(
+    gateway_id: str, reason: Reason, by: By = "", home: LedgerHome = LEDGER_HOME, as_json: Json = False
+) -> None:
+    """Take nothing from a gateway for now: it keeps its certificate and what waits on it."""
+    _act(gateway_id, Action.SUSPEND, by, reason, home, as_json=as_json)
+
+
+@gateway_app.command("revoke")
+def revoke_gateway(
+    gateway_id: str, reason: Reason, by: By = "", home: LedgerHome = LEDGER_HOME, as_json: Json = False
+) -> None:
+    """Shut a gateway out for good: stolen, copied, given up. In force at once, at every replica."""
+    _act(gateway_id, Action.REVOKE, by, reason, home, as_json=as_json)
+
+
+@gateway_app.command("reinstate")
+def reinstate_gateway(
+    gateway_id: str, reason: Reason, by: By = "", home: LedgerHome = LEDGER_HOME, as_json: Json = False
+) -> None:
+    """End a suspension, or let a gateway come back whose certificate expired too long ago."""
+    _act(gateway_id, Action.REINSTATE, by, reason, home, as_json=as_json)
+
+
+@certificate_app.command("show")
+def show_certificate(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """The authority that enrolment codes pin, and the server's own certificate under it."""
+    with Ledger.open(home) as ledger:
+        _emit_certificate(ledger, as_json=as_json)
+
+
+@certificate_app.command("renew")
+def renew_certificate(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Give the server a new key and certificate now. `ledger serve` does it in time by itself, and takes up
+    what is renewed here within a minute; no gateway needs to enrol again."""
+    with Ledger.open(home) as ledger:
+        ledger.renew_tls(now=True)
+        _emit_certificate(ledger, as_json=as_json)
+
+
+def _act(gateway_id: str, action: Action, by: str, reason: str, home: Path, *, as_json: bool) -> None:
+    with Ledger.open(home) as ledger:
+        gateway = ledger.act_on_gateway(gateway_id, action, by=by or getpass.getuser(), reason=reason)
+        _emit_gateway(ledger, gateway, as_json=as_json)
+
+
+def _gateway(gateway: Gateway) -> dict[str, Any]:
+    return {
+        "id": gateway.id,
+        "terminal_id": gateway.terminal_id,
+        "merchant": gateway.merchant.name,
+        "status": gateway.status.value,
+        "certificate_until": _moment(gateway.certificate_until_unix_ms),
+        "last_presented": _moment(gateway.last_presented_unix_ms),
+    }
+
+
+def _emit_gateway(ledger: Ledger, gateway: Gateway, *, as_json: bool) -> None:
+    history = [
+        {"action": a.action.value, "by": a.by, "reason": a.reason, "at": _moment(a.at_unix_ms)}
+        for a in ledger.gateway_actions(gateway.id)
+    ]
+    data = _gateway(gateway)
+    lines = [
+        f"Gateway {gateway.id}, terminal {gateway.terminal_id} of {gateway.merchant.name}: {data['status']}",
+        f"  certificate until {data['certificate_until'] or 'none that counts'}, "
+        f"last presented {data['last_presented'] or 'never'}",
+    ]
+    lines += [f"  {h['at']} {h['action']} by {h['by']}: {h['reason']}" for h in history]
+    emit(data | {"history": history}, "\n".join(lines), as_json=as_json)
+
+
+def _emit_certificate(ledger: Ledger, *, as_json: bool) -> None:
+    authority, server = ledger.keys.authority, ledger.keys.tls_certificate
+    data = {
+        "authority_fingerprint": authority.fingerprint.hex(),
+        "authority_until": authority.certificate.not_valid_after_utc.isoformat(),
+        "server_until": server.not_valid_after_utc.isoformat(),
+    }
+    emit(
+        data,
+        f"Authority {data['authority_fingerprint']}\n  valid until {data['authority_until']}; "
+        f"the server's certificate under it until {data['server_until']}",
+        as_json=as_json,
     )
+
+
+def _moment(unix_ms: int | None) -> str | None:
+    return datetime.fromtimestamp(unix_ms // 1000, UTC).isoformat() if unix_ms else None
 
 
 def _set_status(token_id: str, status: TokenStatus, home: Path, *, as_json: bool) -> None:
     with Ledger.open(home) as ledger:
         token = ledger.set_token_status(token_id, status)
     emit(_token(token), f"Token {token.id} is {token.status.value}.", as_json=as_json)
+
+
+def _suspend(gateway_id: str, home: Path, *, suspended: bool, as_json: bool) -> None:
+    with Ledger.open(home) as ledger:
+        ledger.suspend_gateway(gateway_id, suspended=suspended)
+    text = f"What {gateway_id} presents is {'held for review' if suspended else 'guaranteed again'}."
+    emit({"id": gateway_id, "suspended": suspended}, text, as_json=as_json)
 
 
 def _token(token: Token) -> dict[str, Any]:
@@ -306,7 +486,11 @@ def _account(account: Account) -> dict[str, Any]:
         "holder": account.holder,
         "currency": account.currency,
         "limit_minor": account.limit_minor,
+        "target_limit_minor": account.target_limit_minor,
         "outstanding_minor": account.outstanding_minor,
+        "uncleared_minor": account.uncleared_minor,
+        "vault_minor": account.vault_minor,
+        "vault_leaving_minor": account.vault_leaving_minor,
         "reserve_minor": account.reserve_minor,
         "free_minor": account.free_minor,
         "tokens": [_token(token) for token in account.tokens],
@@ -321,6 +505,15 @@ def _account_text(account: Account) -> str:
         f"reserved for shops off the network {Money(account.reserve_minor, unit)}, "
         f"free {Money(account.free_minor, unit)}",
     ]
+    if account.limit_minor != account.target_limit_minor:
+        lines.append(f"  the limit is on its way down to {Money(account.target_limit_minor, unit)}")
+    if account.uncleared_minor:
+        lines.append(f"  paid, and may still be taken back: {Money(account.uncleared_minor, unit)}")
+    if account.vault_minor:
+        lines.append(
+            f"  in the vault {Money(account.vault_minor, unit)}, of which "
+            f"{Money(account.vault_leaving_minor, unit)} wait to leave"
+        )
     lines += [f"  token {t.id} •••• {t.last4}, {t.status.value}" for t in account.tokens]
     return "\n".join(lines)
 

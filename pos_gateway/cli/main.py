@@ -22,6 +22,7 @@ NOUNS: Final = (
     "journal",
     "snapshot",
     "proof",
+    "conflict",
     "reader",
     "card",
     "ledger",

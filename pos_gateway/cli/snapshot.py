@@ -201,7 +201,7 @@ def _fetch(place: Home, enrolled: Enrolled, folder: Path | None) -> dict[str, An
     if folder is not None:
         source = FolderRepository(folder)
     else:
-        source = HttpsRepository(enrolled.ledger_url, enrolled.certificate_fingerprint)
+        source = HttpsRepository(enrolled.ledger_url, enrolled.enrolment.authority)
     place.create()
     key = load_identity(place.identity_key)
     with (

@@ -218,6 +218,11 @@ class Home:
         return self.path / "enrolment.json"
 
     @property
+    def credentials(self) -> Path:
+        """The TLS key with its certificate."""
+        return self.path / "tls.pem"
+
+    @property
     def journal(self) -> Path:
         return self.path / "journal.sqlite3"
 

@@ -7,8 +7,6 @@ Both give the same files, and both are trusted with nothing: what they give is v
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import hmac
 import http.client
 import socket
 import ssl
@@ -106,7 +104,8 @@ def _folder_trouble(folder: Path, error: OSError) -> Unavailable:
 
 
 class HttpsRepository:
-    """The repository on the ledger's server, pinned to the one certificate this gateway enrolled with.
+    """The repository on the ledger's server, under the authority this gateway enrolled with. It is open to
+    anybody: no certificate of ours is shown.
 
     `silence_s` without a byte is a dead line. A small file must have come within `patience_s`; of a large
     one, `least_bytes` must have come in every `patience_s`.
@@ -115,7 +114,7 @@ class HttpsRepository:
     def __init__(
         self,
         url: str,
-        certificate_fingerprint: bytes,
+        authority: bytes,
         *,
         silence_s: float = 30.0,
         patience_s: float = 60.0,
@@ -124,7 +123,7 @@ class HttpsRepository:
     ) -> None:
         """
         Raises:
-            InvalidConfiguration: not an https address.
+            InvalidConfiguration: not an https address, or no certificate.
         """
         parts = urlsplit(url)
         try:
@@ -136,7 +135,7 @@ class HttpsRepository:
         self._host, self._port = parts.hostname, port
         self._path = parts.path.rstrip("/")
         self._url = url
-        self._fingerprint = certificate_fingerprint
+        self._context = authority_context(authority)
         self._silence_s = silence_s
         self._patience_s = patience_s
         self._least_bytes = least_bytes
@@ -176,11 +175,9 @@ class HttpsRepository:
                 since, count = now, 0
 
     def _pieces(self, path: str, offset: int) -> Generator[bytes, None, None]:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # The pin is the whole check: the certificate is self-signed, and its names do not matter.
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        line = http.client.HTTPSConnection(self._host, self._port, timeout=self._silence_s, context=context)
+        line = http.client.HTTPSConnection(
+            self._host, self._port, timeout=self._silence_s, context=self._context
+        )
         # A line that is slow byte by byte never falls silent: until the answer has begun, a clock runs too.
         late = threading.Timer(self._patience_s, _cut, [line])
         late.daemon = True
@@ -190,7 +187,6 @@ class HttpsRepository:
             if self._cut:
                 raise LedgerUnreachable("the gateway stops", advice=_GOES_ON)
             line.connect()
-            self._check_pin(line)
             headers = {"Range": f"bytes={offset}-"} if offset else {}
             line.request("GET", f"{self._path}{_PREFIX}{path}", headers=headers)
             answer = line.getresponse()
@@ -214,6 +210,11 @@ class HttpsRepository:
                     yield piece
         except TimeoutError:
             raise LedgerUnreachable("the ledger did not answer in time", advice=_GOES_ON) from None
+        except ssl.SSLCertVerificationError:
+            raise LedgerUnreachable(
+                f"what answers at {self._url} is not the ledger this gateway enrolled with",
+                advice="check the address, and this machine's clock",
+            ) from None
         except (http.client.HTTPException, OSError, ValueError) as error:
             raise LedgerUnreachable(
                 f"no line to the ledger at {self._url} ({type(error).__name__})", advice=_GOES_ON
@@ -223,14 +224,22 @@ class HttpsRepository:
             self._line = None
             line.close()
 
-    def _check_pin(self, line: http.client.HTTPSConnection) -> None:
-        certificate = line.sock.getpeercert(binary_form=True)
-        found = hashlib.sha256(certificate or b"").digest()
-        if not hmac.compare_digest(found, self._fingerprint):
-            raise LedgerUnreachable(
-                f"what answers at {self._url} is not the ledger this gateway enrolled with",
-                advice="check the address; if the ledger has a new certificate, enrol again",
-            )
+
+def authority_context(authority: bytes) -> ssl.SSLContext:
+    """Connections made with this only reach a server certified by this authority (DER) to be one. Its names
+    do not matter: the authority certifies no other server than the ledger's, and it may move.
+
+    Raises:
+        InvalidConfiguration: no certificate.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.check_hostname = False
+    try:
+        context.load_verify_locations(cadata=authority)
+    except (ssl.SSLError, ValueError):
+        raise InvalidConfiguration("not a certificate", where="ledger authority") from None
+    return context
 
 
 def _cut(line: http.client.HTTPSConnection) -> None:

@@ -1,7 +1,7 @@
 """Who this gateway is: its signing key, and what the ledger told it when it enrolled.
 
 The signer is `Ed25519PrivateKey`, an abstract class of `cryptography`: a hardware token signs for a
-gateway by implementing it. Here the key lies in a file that its owner alone can read.
+gateway as one of these (`signers.ed25519_key`). Here the key lies in a file that its owner alone can read.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     load_pem_private_key,
 )
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from pos_gateway.enrolment import Base64, Enrolment
+from pos_gateway.enrolment import Enrolment
 from pos_gateway.errors import Conflict, InvalidConfiguration, NotFound
 from pos_gateway.gateway.journal_file import fsync_folder
 
@@ -29,12 +29,12 @@ _MAX_FILE_BYTES: Final = 1024 * 1024
 
 
 class Enrolled(BaseModel):
-    """An enrolment with whom it was made: the ledger's address and its pinned certificate."""
+    """An enrolment with where it was made. Whoever answers there is asked for a certificate of the
+    enrolment's authority."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     ledger_url: str
-    certificate_fingerprint: Base64 = Field(description="SHA-256 of the ledger's TLS certificate (DER)")
     enrolment: Enrolment
 
 
@@ -46,7 +46,7 @@ def load_or_create_identity(path: Path) -> Ed25519PrivateKey:
     """
     if not path.exists():
         key = Ed25519PrivateKey.generate()
-        _write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+        write_private(path, key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
         return key
     return load_identity(path)
 
@@ -57,7 +57,7 @@ def load_identity(path: Path) -> Ed25519PrivateKey:
         NotFound: there is no key yet.
         InvalidConfiguration: others can read the file, or it holds no Ed25519 key.
     """
-    data = _read_private(path, missing="this gateway has no identity yet")
+    data = read_private(path, missing="this gateway has no identity yet")
     try:
         key = load_pem_private_key(data, password=None)
     except (ValueError, TypeError):
@@ -82,7 +82,7 @@ def store_enrolment(path: Path, enrolled: Enrolled) -> None:
                 f"this gateway is enrolled already, as {known.enrolment.gateway_id}",
                 advice="a new enrolment needs a new home directory",
             )
-    _write_private(path, enrolled.model_dump_json(indent=2).encode())
+    write_private(path, enrolled.model_dump_json(indent=2).encode())
 
 
 def load_enrolment(path: Path) -> Enrolled:
@@ -91,7 +91,7 @@ def load_enrolment(path: Path) -> Enrolled:
         NotFound: not enrolled yet.
         InvalidConfiguration: others can read the file, or its content is broken.
     """
-    data = _read_private(path, missing="this gateway is not enrolled yet")
+    data = read_private(path, missing="this gateway is not enrolled yet")
     try:
         return Enrolled.model_validate_json(data)
     except ValidationError as error:
@@ -100,7 +100,12 @@ def load_enrolment(path: Path) -> Enrolled:
         raise InvalidConfiguration(first["msg"], where=f"{path} field {place or 'root'}") from None
 
 
-def _read_private(path: Path, *, missing: str) -> bytes:
+def read_private(path: Path, *, missing: str) -> bytes:
+    """
+    Raises:
+        NotFound: there is no such file.
+        InvalidConfiguration: it cannot be read, or others may read or change it.
+    """
     try:
         with path.open("rb") as file:
             mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
@@ -116,7 +121,8 @@ def _read_private(path: Path, *, missing: str) -> bytes:
     return data
 
 
-def _write_private(path: Path, data: bytes) -> None:
+def write_private(path: Path, data: bytes) -> None:
+    """Put a file of mode 0600 in the place of what is there, if anything: durably, whole or not at all."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _OWNER_ONLY)

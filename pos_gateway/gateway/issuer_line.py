@@ -6,13 +6,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from typing import Protocol
+from typing import Final, Protocol
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pos_gateway.errors import LedgerUnreachable
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.inquiry import Inquiry, OnlineAnswer
+
+_DOWN_S: Final = 10.0
 
 
 class IssuerLine(Protocol):
@@ -41,10 +43,12 @@ class LedgerLine:
         self._signer = signer
         self._loop = loop
         self._reachable = reachable
+        self._down_until_s = 0.0
 
     @property
     def reachable(self) -> bool:
-        return self._reachable()
+        """A line that has just failed is not tried again by the next cards: they would all wait for it."""
+        return self._reachable() and self._loop.time() >= self._down_until_s
 
     def ask_grant(self, inquiry: Inquiry) -> Future[OnlineAnswer]:
         return self._ask(lambda: self._client.ask_grant(inquiry, self._signer))
@@ -58,6 +62,11 @@ class LedgerLine:
             try:
                 return await ask()
             except LedgerUnreachable:
+                pass
+            try:
                 return await ask()
+            except LedgerUnreachable:
+                self._down_until_s = self._loop.time() + _DOWN_S
+                raise
 
         return asyncio.run_coroutine_threadsafe(twice(), self._loop)

@@ -1,20 +1,26 @@
-"""The gateway's side of the ledger's HTTP API, pinned to the one certificate it enrolled with."""
+"""The gateway's side of the ledger's HTTP API, over mutual TLS under the authority it enrolled with."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import hashlib
+import hmac
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, Protocol, Self
 from uuid import UUID
 
 import aiohttp
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from pydantic import ValidationError
 
-from pos_gateway.enrolment import Enrolment, EnrolmentRequest, parse_code
+from pos_gateway.enrolment import CertificateAnswer, CertificateRequest, Enrolment, EnrolmentRequest
 from pos_gateway.errors import (
     AuthenticationFailed,
+    CertificateLapsed,
     Conflict,
     InvalidConfiguration,
     InvalidMessage,
@@ -22,12 +28,13 @@ from pos_gateway.errors import (
     NotFound,
     PosGatewayError,
 )
-from pos_gateway.gateway.fetcher import HttpsRepository
+from pos_gateway.gateway.fetcher import HttpsRepository, authority_context
 from pos_gateway.inquiry import Inquiry, OnlineAnswer
 from pos_gateway.records import Complete, Record, Verdict, parse_object, presentment_body, sign_batch
 
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
 _MAX_REASON_CHARACTERS: Final = 300
+_CERTIFICATE_HAS_EXPIRED: Final = 10  # X509_V_ERR_CERT_HAS_EXPIRED
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=60, sock_connect=5, sock_read=30)
 
 
@@ -55,38 +62,80 @@ class Greeting:
     epoch: str
 
 
+class _Shown(Protocol):
+    """What a client shows of itself: see `certificate.TlsIdentity`."""
+
+    def load_into(self, context: ssl.SSLContext) -> None: ...
+
+
 class LedgerClient:
     """Speaks to one ledger. Use inside one event loop, as an async context manager or with `close`.
 
     Every call raises, beside what it names itself:
         LedgerUnreachable: the line is down, too slow, or what answers is not the enrolled ledger.
         InvalidMessage: the ledger's answer, or its opinion of our request, is that it cannot be read.
+        CertificateLapsed: our certificate has expired or was replaced; `lapsed` is set then.
     """
 
-    def __init__(self, url: str, certificate_fingerprint: bytes) -> None:
-        """
+    def __init__(self, url: str, authority: bytes, identity: _Shown | None = None) -> None:
+        """`authority`: the certificate (DER) under which the ledger answers. Without `identity` only what
+        is open to anybody can be asked.
+
         Raises:
-            InvalidConfiguration: not an https address, or no SHA-256 fingerprint.
+            InvalidConfiguration: not an https address, no certificate, or one that cannot be used.
         """
         if not url.startswith("https://"):
             raise InvalidConfiguration("must begin with https://", where="ledger address")
-        try:
-            self._pin = aiohttp.Fingerprint(certificate_fingerprint)
-        except ValueError:
-            raise InvalidConfiguration("not a SHA-256 fingerprint", where="ledger certificate") from None
-        self._fingerprint = certificate_fingerprint
+        self._authority = authority
+        self._identity = identity
         self._url = url.rstrip("/")
         self._session: aiohttp.ClientSession | None = None
+        self._context = self._new_context()
+        self.lapsed = asyncio.Event()
+        """Set whenever the ledger says that our certificate counts no more."""
 
-    async def enrol(self, code: str, public_key: Ed25519PublicKey) -> Enrolment:
+    def reload(self) -> None:
+        """Show the certificate that is there now, on connections from now on.
+
+        Raises:
+            InvalidConfiguration: it cannot be used.
+        """
+        self._context = self._new_context()
+
+    def _new_context(self) -> ssl.SSLContext:
+        context = authority_context(self._authority)
+        if self._identity is not None:
+            self._identity.load_into(context)
+        return context
+
+    async def enrol(self, request: EnrolmentRequest) -> Enrolment:
         """Trade a one-time code for an enrolment.
 
         Raises:
             AuthenticationFailed: the ledger does not know the code (any more).
         """
-        request = EnrolmentRequest(code=code, public_key=public_key.public_bytes_raw())
         body = request.model_dump_json().encode()
         return Enrolment.parse(await self._exchange("POST", "/v1/enrolments", body))
+
+    async def certify(self, request: CertificateRequest) -> bytes:
+        """Ask for the next certificate, X.509, DER. It is not verified here.
+
+        Raises:
+            AuthenticationFailed: this gateway gets none: unknown, revoked, or away for too long.
+        """
+        answer = await self._exchange("POST", "/v1/certificates", request.model_dump_json().encode())
+        try:
+            return CertificateAnswer.model_validate_json(answer).certificate
+        except ValidationError:
+            raise InvalidMessage("no certificate", where="ledger's answer") from None
+
+    async def standing(self, gateway_id: str) -> str:
+        """How the ledger sees this gateway: `active` or `suspended`. Shows it our certificate.
+
+        Raises:
+            AuthenticationFailed: it does not let us in: revoked, or not our certificate.
+        """
+        return _text(_object(await self._exchange("GET", f"/v1/gateways/{gateway_id}")).get("status"))
 
     async def ledger_time_unix_ms(self) -> int:
         """Is it there, and what time does it have?"""
@@ -100,7 +149,7 @@ class LedgerClient:
     @property
     def repository(self) -> HttpsRepository:
         """The issuer's repository on the same server. It blocks: use it in a thread."""
-        return HttpsRepository(self._url, self._fingerprint)
+        return HttpsRepository(self._url, self._authority)
 
     async def present(
         self,
@@ -162,6 +211,19 @@ class LedgerClient:
     async def _exchange(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None
     ) -> bytes:
+        context = self._context
+        try:
+            return await self._once(method, path, body, headers)
+        except CertificateLapsed:
+            if self._context is context:
+                self.lapsed.set()
+                raise
+        # It was replaced while this request was under way.
+        return await self._once(method, path, body, headers)
+
+    async def _once(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str] | None
+    ) -> bytes:
         async with self._answer(method, path, body, headers) as answer:
             return await _read(answer)
 
@@ -182,18 +244,15 @@ class LedgerClient:
                 self._url + path,
                 data=body,
                 headers={"Content-Type": "application/json", **(headers or {})},
-                ssl=self._pin,
+                ssl=self._context,
                 timeout=_TIMEOUT,
                 allow_redirects=False,
             ) as answer:
                 if not 200 <= answer.status < 300:
                     raise _refusal(answer.status, await _read(answer))
                 yield answer
-        except aiohttp.ServerFingerprintMismatch:
-            raise LedgerUnreachable(
-                f"what answers at {self._url} is not the ledger this gateway enrolled with",
-                advice="check the address; if the ledger has a new certificate, enrol again",
-            ) from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise _not_the_ledger(self._url, error.certificate_error) from None
         except aiohttp.InvalidURL:
             raise InvalidConfiguration("not an address", where="ledger address") from None
         except TimeoutError:
@@ -207,13 +266,47 @@ class LedgerClient:
             ) from None
 
 
-def fingerprint_of_code(code: str) -> bytes:
-    """The certificate fingerprint an enrolment code pins: what to make the first client with.
+async def fetch_authority(url: str, fingerprint: bytes) -> bytes:
+    """The certificate (DER) of the authority that an enrolment code pins. Whoever answers is asked for it,
+    trusted or not: what counts is that its SHA-256 is the one in the code.
 
     Raises:
-        InvalidMessage: not an enrolment code.
+        LedgerUnreachable: no line, or what answers is not the ledger of this code.
+        InvalidConfiguration: not an https address.
     """
-    return parse_code(code)[1]
+    if not url.startswith("https://"):
+        raise InvalidConfiguration("must begin with https://", where="ledger address")
+    try:
+        async with (
+            aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), timeout=_TIMEOUT) as session,
+            session.get(f"{url.rstrip('/')}/v1/authority", ssl=False, allow_redirects=False) as answer,
+        ):
+            authority = await _read(answer)
+    except aiohttp.InvalidURL:
+        raise InvalidConfiguration("not an address", where="ledger address") from None
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise LedgerUnreachable(
+            f"no line to the ledger at {url} ({type(error).__name__})", advice="check address and network"
+        ) from None
+    if not hmac.compare_digest(hashlib.sha256(authority).digest(), fingerprint):
+        raise LedgerUnreachable(
+            f"what answers at {url} is not the ledger that gave out this code",
+            advice="check the address, and copy the code whole",
+        )
+    return authority
+
+
+def _not_the_ledger(url: str, error: Exception) -> LedgerUnreachable:
+    code = getattr(error, "verify_code", 0)
+    if code == _CERTIFICATE_HAS_EXPIRED:
+        return LedgerUnreachable(
+            f"by this clock the certificate of the ledger at {url} has expired",
+            advice="check this machine's clock; if it is right, tell the issuer",
+        )
+    return LedgerUnreachable(
+        f"what answers at {url} is not the ledger this gateway enrolled with",
+        advice="check the address; if the ledger was made anew, enrol again",
+    )
 
 
 async def _read(answer: aiohttp.ClientResponse) -> bytes:
@@ -227,7 +320,7 @@ async def _read(answer: aiohttp.ClientResponse) -> bytes:
 
 def _refusal(status: int, data: bytes) -> PosGatewayError:
     """The exception for an answer that is no success, with what the ledger says about it."""
-    reason, advice = f"the ledger answered {status}", ""
+    reason, advice, code = f"the ledger answered {status}", "", ""
     try:
         error = parse_object(data, where="ledger's answer").get("error")
     except InvalidMessage:
@@ -235,7 +328,10 @@ def _refusal(status: int, data: bytes) -> PosGatewayError:
     if isinstance(error, dict):
         reason = _text(error.get("reason")) or reason
         advice = _text(error.get("advice"))
+        code = _text(error.get("code"))
     match status:
+        case 401 if code == "certificate_lapsed":
+            return CertificateLapsed(reason, step="ledger", advice=advice)
         case 401 | 403:
             return AuthenticationFailed(reason, step="ledger", advice=advice)
         case 404:

@@ -23,6 +23,7 @@ from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.enrolment import CaKey, Enrolment
 from pos_gateway.errors import InvalidConfiguration, ReaderUnavailable, Unavailable
 from pos_gateway.gateway.api import LOOPBACK_NAMES, Parts, build_app
+from pos_gateway.gateway.certificate import CertificateKeeper, TlsFile, TlsIdentity
 from pos_gateway.gateway.clock import confirm_clock
 from pos_gateway.gateway.config import Home, Settings, load_applications, load_settings
 from pos_gateway.gateway.events import Event, Hub
@@ -152,8 +153,9 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         await asyncio.to_thread(feed.load)
         feed.start_merging()
         stack.callback(feed.close)
+        shown: TlsIdentity = TlsFile(home.credentials)
         client = await stack.enter_async_context(
-            LedgerClient(enrolled.ledger_url, enrolled.certificate_fingerprint)
+            LedgerClient(enrolled.ledger_url, enrolment.authority, shown)
         )
         hub = Hub(loop)
         news = asyncio.Event()
@@ -173,6 +175,16 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             listener=lambda state: status_changed(),
         )
         issuer = LedgerLine(client, key, loop, lambda: synchroniser.state.line is not Line.DOWN)
+        certificates = CertificateKeeper(
+            client,
+            shown,
+            gateway_id=enrolment.gateway_id,
+            device_key=key,
+            authority=enrolment.authority,
+            clock=now_unix_ms,
+            rng=random.SystemRandom(),
+            renewed=synchroniser.synchronise_now,
+        )
         till = make_till(enrolment, settings, journal, feed, issuer=issuer)
 
         def changed(view: PaymentView) -> None:
@@ -186,7 +198,15 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
 
         def tell_status() -> dict[str, Any]:
             return status(
-                enrolment, settings, journal, feed, synchroniser.state, payments, till.singles, now_unix_ms()
+                enrolment,
+                settings,
+                journal,
+                feed,
+                synchroniser.state,
+                payments,
+                till.singles,
+                now_unix_ms(),
+                certificate=certificates.state(),
             )
 
         source = readers or Readers(load_models(home.readers), paths=settings.reader.frontends).source
@@ -230,6 +250,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
 
         telling = asyncio.create_task(_tell(news, hub, tell_status), name="status")
         stack.push_async_callback(_cancel, telling)
+        keeping = asyncio.create_task(certificates.run(), name="certificate")
+        stack.push_async_callback(_cancel, keeping)
         synchronising = asyncio.create_task(synchroniser.run(), name="synchroniser")
         stack.push_async_callback(_cancel, synchronising)
         on_ready(address)

@@ -9,6 +9,7 @@ from uuid import UUID
 from pos_gateway.authorization.forecast import forecast
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.enrolment import Enrolment
+from pos_gateway.gateway.certificate import CertificateState
 from pos_gateway.gateway.config import Settings
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.journal import Journal
@@ -33,6 +34,8 @@ def status(
     payments: Payments,
     singles: Singles,
     now_unix_ms: int,
+    *,
+    certificate: CertificateState | None = None,
 ) -> dict[str, Any]:
     unit = currency(enrolment.currency)
     exposure = journal.exposure
@@ -75,6 +78,7 @@ def status(
         "snapshot_progress": asdict(feed.progress) if feed.progress else None,
         "singles": singles.summary(now_unix_ms // 1000),
         "forecast": _forecast(settings, journal, feed.current(), now_unix_ms, unit),
+        "certificate": _certificate(certificate) if certificate else None,
         "journal": {"sequence": journal.last_sequence},
         "disk": {
             "free_bytes": room.free_bytes,
@@ -116,6 +120,15 @@ def _forecast(
         "first": found.first.name if found.first else None,
         "first_at_unix_ms": found.first.at_unix_ms if found.first else None,
         "bounds": [asdict(bound) for bound in found.bounds],
+    }
+
+
+def _certificate(state: CertificateState) -> dict[str, Any]:
+    return {
+        "until_unix_s": int(state.until.timestamp()) if state.until else None,
+        "due_unix_s": int(state.due.timestamp()) if state.due else None,
+        "sentence": state.sentence,
+        "well": state.well,
     }
 
 

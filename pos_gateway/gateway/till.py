@@ -148,6 +148,15 @@ class Asked:
     claimed: Interval | None = None
     proof: bytes = field(default=b"", repr=False)
 
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """A forger's answer is an answer: no TC of the genuine card is out."""
+        try:
+            yield
+        except (AuthenticationFailed, InvalidCardData):
+            self.open = False
+            raise
+
 
 @dataclass(slots=True)
 class Asking:
@@ -403,8 +412,9 @@ class Till:
         asked = payment.asked.get(known.token_key)
         if asked is None or not asked.open:
             asked = payment.asked[known.token_key] = self._ask(payment, card, judgement, known)
-        answer = converse(request_cryptogram(card, asked.elements, CryptogramKind.TC), channel.transceive)
-        answer, cryptogram, relied = _authenticated(authentic, card, answer, asked)
+        with asked.answered():
+            answer = converse(request_cryptogram(card, asked.elements, CryptogramKind.TC), channel.transceive)
+            answer, cryptogram, relied = _authenticated(authentic, card, answer, asked)
         if cryptogram.kind is CryptogramKind.ARQC:
             asked.open = False
             second = self._second(payment, card, answer, asked, judgement, request, known, limits, progress)
@@ -412,8 +422,9 @@ class Till:
                 return second
             asked.second, asked.open = second, True
             elements = {**asked.elements, **_limit_elements(second)}
-            answer = converse(request_second_cryptogram(card, answer, elements), channel.transceive)
-            cryptogram, relied = authenticate_cryptogram(authentic, answer), second
+            with asked.answered():
+                answer = converse(request_second_cryptogram(card, answer, elements), channel.transceive)
+                cryptogram, relied = authenticate_cryptogram(authentic, answer), second
         asked.open = cryptogram.kind is CryptogramKind.TC
 
         proof = payment.seal.seal(Transcript.of(card, answer).to_bytes())
@@ -657,6 +668,7 @@ class Till:
             "merchant_id": self.station.merchant_id,
             "token_key": token_key.hex(),
             "token_last4": asked.last4,
+            "cdol1_values": asked.cdol1_values.hex(),
             "previous_digest": previous_digest(asked.cdol1_values).hex(),
         }
         if asked.claimed is not None:

@@ -12,15 +12,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import EnrolmentRequest, Merchant
+from pos_gateway.gateway.certificate import TlsFile
 from pos_gateway.gateway.config import Home, load_settings
+from pos_gateway.gateway.enrolling import keep_enrolment
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
-from pos_gateway.gateway.identity import (
-    Enrolled,
-    load_enrolment,
-    load_or_create_identity,
-    store_enrolment,
-)
+from pos_gateway.gateway.identity import load_enrolment, load_or_create_identity
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.program import local_now, make_till, now_unix_ms
 from pos_gateway.gateway.till import Clock
@@ -77,16 +74,9 @@ class Shop:
         )
 
     def _enrol(self) -> None:
-        code = self.ledger.invite(self._merchant)
-        public_key = self.key.public_key().public_bytes_raw()
-        store_enrolment(
-            self.home.enrolment,
-            Enrolled(
-                ledger_url=_NO_NETWORK,
-                certificate_fingerprint=self.ledger.keys.tls_fingerprint,
-                enrolment=self.ledger.enrol(EnrolmentRequest(code=code, public_key=public_key)),
-            ),
-        )
+        tls_key = TlsFile(self.home.credentials).new_key()
+        request = EnrolmentRequest.make(self.ledger.invite(self._merchant), self.key, tls_key)
+        keep_enrolment(self.home, _NO_NETWORK, self.ledger.enrol(request), tls_key)
 
     def issue(self, *, limit_minor: int, per_tap_cap_minor: int | None = None) -> tuple[str, Personalisation]:
         """A new account with one token; returns the token's id and its card's data."""

@@ -29,10 +29,10 @@ from rich.console import Console
 from pos_gateway.emv.apdu import INS_GENERATE_AC
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.errors import PosGatewayError
+from pos_gateway.gateway.certificate import connect
 from pos_gateway.gateway.config import Home
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import JournalReader
-from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.local_client import ask, watch
 from pos_gateway.lab.forged_card import with_another_icc_key
 from pos_gateway.lab.programs import Program, command
@@ -44,6 +44,7 @@ from pos_gateway.records import Kind, Verdict, uuid7
 
 _PAGE_PORT: Final = 8155
 _WAIT_S: Final = 30.0
+_SHARE_PERCENT: Final = 50
 _POLL_S: Final = 0.1
 _UNIT: Final = currency("CNY")
 
@@ -269,7 +270,10 @@ def tell(story: Story) -> dict[str, Any]:
 
     chapter("1. The issuer")
     story.run_ledger("init", "--issuer", "Harbour Credit")
+    with Ledger.open(story.ledger_home) as ledger:
+        ledger.set_policy(ledger.policy.model_copy(update={"token_share_percent": _SHARE_PERCENT}))
     say("Made the ledger: CA and issuer keys, signing keys, an empty book.")
+    say("Its policy: shops know half of each limit in advance; for the rest they must ask.")
     mei = story.issue("Mei", "300.00")
     tom = story.issue("Tom", "50.00")
     eve = story.issue("Eve", "500.00")
@@ -342,6 +346,31 @@ def tell(story: Story) -> dict[str, Any]:
         if left >= before[customer.name]:
             raise StoryFailed(f"{customer.name} can spend as much as before")
         say(f"{customer.name}: {_money(before[customer.name])} → {_money(left)}")
+
+    chapter("6. More than the shop knows of")
+    view = expect(story.pay("Mei, beyond the till's limits", "150.00", mei), "approved")
+    if _source(story, view["id"]) != "grant":
+        raise StoryFailed("it was approved without the issuer")
+    say("The card wanted its issuer asked; the ledger granted it, and the card paid in the same tap.")
+    story.until("the note", lambda: _has_note(mei))
+    say("After that the till handed the card a note: fresh limits, signed, for shops off the network.")
+    story.until("presentment", lambda: story.status()["queue"]["count"] == 0)
+
+    chapter("7. Off the network again")
+    story.stop_ledger()
+    expect(story.pay("Tom, beyond the till's limits", "30.00", tom), "over_ceiling")
+    view = expect(story.pay("Mei, with her note", "20.00", mei), "approved")
+    if _source(story, view["id"]) != "note":
+        raise StoryFailed("it was approved without the note")
+    say("The till's own limits for her are long spent; her card brought newer ones.")
+    forecast = story.status()["forecast"]
+    say(f"The till can still approve {forecast['amount_left']} on its own; first ends {forecast['first']}.")
+    story.start_ledger()
+    story.synchronise()
+    story.until("presentment", lambda: story.status()["queue"]["count"] == 0)
+    if refused := story.status()["refused"]:
+        raise StoryFailed(f"the ledger refused {refused}")
+    say("Presented and posted, too.")
     return _summary(story)
 
 
@@ -359,6 +388,17 @@ def _counter(customer: Customer) -> int:
     return Personalisation.from_json(customer.card.read_text()).counter
 
 
+def _source(story: Story, payment_id: str) -> str:
+    """Which limit record a payment relied on."""
+    with JournalReader.open(story.home.journal) as journal:
+        records = [r for r in journal.records(0, 1000) if str(r.id) == payment_id]
+    return str(records[0].facts()["limit_source"]) if records else ""
+
+
+def _has_note(customer: Customer) -> bool:
+    return bool(json.loads(customer.state.read_text())["note"])
+
+
 def _money(amount_minor: int) -> str:
     return str(Money(amount_minor, _UNIT))
 
@@ -368,7 +408,7 @@ async def _present_again(home: Home) -> list[Verdict]:
     enrolled = load_enrolment(home.enrolment)
     with JournalReader.open(home.journal) as journal:
         records = [r for r in journal.records(0, 1000) if r.kind is Kind.AUTHORIZATION]
-    async with LedgerClient(enrolled.ledger_url, enrolled.certificate_fingerprint) as client:
+    async with connect(home) as client:
         answers = await client.present(
             enrolled.enrolment.gateway_id, records, load_identity(home.identity_key)
         )

@@ -8,8 +8,8 @@ from __future__ import annotations
 import base64
 import secrets
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from enum import Enum
 from types import MappingProxyType
@@ -17,10 +17,12 @@ from typing import Any, Final
 
 import sqlalchemy as sa
 
+from pos_gateway.emv.application import MAX_COUNTER
 from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
-from pos_gateway.ledger.bulk import among
-from pos_gateway.ledger.reserve import CounterLine, Publication, check_invariant, measure
+from pos_gateway.ledger.balance import Balance
+from pos_gateway.ledger.bulk import among, beside
+from pos_gateway.ledger.reserve import CounterLine, Interval, Publication, check_invariant, measure
 from pos_gateway.limits.record import Status
 
 AT_ONCE: Final = 500
@@ -84,15 +86,21 @@ class Account:
 
     @property
     def free_minor(self) -> int:
-        """What is neither owed nor reserved, nor paid with money that may be taken back."""
-        return self.limit_minor - self.outstanding_minor - self.uncleared_minor - self.reserve_minor
+        """What may be given out: neither owed nor reserved, nor paid with money that may be taken back."""
+        limit_minor = min(self.limit_minor, self.target_limit_minor)
+        return limit_minor - self.outstanding_minor - self.uncleared_minor - self.reserve_minor
 
 
 @dataclass(slots=True)
 class TokenLine(CounterLine):
-    """A token with what has been published and posted on its counter line; updated while posting."""
+    """A token with what has been published and posted on its counter line; updated while posting.
+
+    `run`: an interval whose points are all posted, as a rule everything up to the newest payment: the
+    claims that make it up need not be read one by one.
+    """
 
     row: sa.Row[Any] = field(kw_only=True)
+    run: Interval = (0, 0)
 
     @property
     def id(self) -> str:
@@ -106,21 +114,27 @@ class TokenLine(CounterLine):
     def status(self) -> TokenStatus:
         return TokenStatus(self.row.status)
 
+    def post(self, interval: Interval) -> None:
+        """Go on with the run, or begin a new one above it."""
+        (before, after), (start, end) = interval, self.run
+        if before == end:
+            self.run = start, after
+        elif after == start:
+            self.run = before, end
+        elif before > end:
+            self.run = interval
+
 
 @dataclass(slots=True)
 class LockedAccount:
-    """An account that nobody else changes until the transaction ends, with all its tokens' lines.
+    """An account that nobody else changes until the transaction ends: its money, all its tokens' lines.
+    Whoever changes one writes it (`write_balance`, `issue`)."""
 
-    Amounts follow what the transaction does through this module's functions and `issue`.
-    """
-
-    row: sa.Row[Any]
+    id: str
+    currency: str
+    balance: Balance
     lines: list[TokenLine]
     now_unix_s: int
-
-    @property
-    def id(self) -> str:
-        return str(self.row.id)
 
     @property
     def reserve_minor(self) -> int:
@@ -129,12 +143,12 @@ class LockedAccount:
     @property
     def committed_minor(self) -> int:
         """The left side of the invariant."""
-        return int(self.row.outstanding_minor + self.row.uncleared_minor) + self.reserve_minor
+        return self.balance.committed_minor(self.reserve_minor)
 
     @property
     def free_minor(self) -> int:
-        """What may still be given out; below zero after a restore at most."""
-        return int(self.row.limit_minor) - self.committed_minor
+        """What may still be given out; below zero while a cut is not complete, or after a restore."""
+        return self.balance.free_minor(self.reserve_minor)
 
     def line(self, token_id: str) -> TokenLine:
         """
@@ -233,7 +247,50 @@ def lock_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
     if row is None:
         raise NotFound(f"there is no account {account_id}")
     lapse(connection, [account_id], now_unix_s)
-    return LockedAccount(row, token_lines(connection, [account_id]), now_unix_s)
+    lines = token_lines(connection, [account_id])
+    return LockedAccount(row.id, row.currency, balance_of(row), lines, now_unix_s)
+
+
+def write_evidence(connection: sa.Connection, ends: Mapping[tuple[str, bytes], int]) -> None:
+    """Publications, by token id and digest, of which the card has shown that they died by that counter."""
+    if not ends:
+        return
+    columns = store.publications.c
+    connection.execute(
+        store.publications.update()
+        .where(columns.token_id == sa.bindparam("token"), columns.digest == sa.bindparam("name"))
+        .values(evidence=sa.bindparam("end")),
+        [{"token": token_id, "name": digest, "end": end} for (token_id, digest), end in ends.items()],
+    )
+
+
+def write_off(connection: sa.Connection, rows: Sequence[Mapping[str, object]]) -> None:
+    """Points of renounced TCs; those that are written off already are passed over."""
+    for row in rows:
+        place = {"token_id": row["token_id"], "counter_after": row["counter_after"]}
+        if connection.execute(sa.select(store.write_offs.c.token_id).filter_by(**place)).first() is None:
+            connection.execute(store.write_offs.insert().values(row))
+
+
+def block(connection: sa.Connection, token_ids: Collection[str]) -> None:
+    """Block those that are active. Shops learn of it with the next snapshot."""
+    columns = store.tokens.c
+    connection.execute(
+        store.tokens.update()
+        .where(among(connection, columns.id, token_ids), columns.status == TokenStatus.ACTIVE.value)
+        .values(status=TokenStatus.BLOCKED.value)
+    )
+
+
+def balance_of(row: sa.Row[Any]) -> Balance:
+    """The money of an account's row."""
+    return Balance(**{field.name: getattr(row, field.name) for field in fields(Balance)})
+
+
+def write_balance(connection: sa.Connection, account: LockedAccount, balance: Balance) -> None:
+    """From now on this is its money."""
+    connection.execute(store.accounts.update().filter_by(id=account.id).values(**asdict(balance)))
+    account.balance = balance
 
 
 def read_account(connection: sa.Connection, account_id: str, now_unix_s: int) -> Account:
@@ -283,47 +340,60 @@ def read_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
 
 def token_lines(connection: sa.Connection, account_ids: Sequence[str]) -> list[TokenLine]:
     """Every token of the accounts, in a stable order. Of what was posted, only what can matter is
-    read: points above the lowest start of a publication that has not lapsed."""
-    tokens, publications, claims = store.tokens.c, store.publications.c, store.claims.c
+    read: points above the lowest start of a publication that has not lapsed, and of those the ones that
+    make up the token's run as that one interval."""
+    tokens, publications = store.tokens.c, store.publications.c
     rows = connection.execute(
         sa.select(store.tokens).where(among(connection, tokens.account_id, account_ids)).order_by(tokens.id)
     )
-    lines = {row.id: TokenLine(row.highest_counter, row=row) for row in rows}
-    standing = sa.and_(among(connection, publications.account_id, account_ids), ~publications.lapsed)
-    for row in connection.execute(sa.select(store.publications).where(standing)):
-        lines[row.token_id].publications.append(publication_of(row._asdict()))
-    lowest = (
-        sa.select(publications.token_id, sa.func.min(publications.highest).label("start"))
-        .where(standing)
-        .group_by(publications.token_id)
-        .subquery()
+    lines = {
+        row.id: TokenLine(row.highest_counter, row=row, run=(row.run_start, row.run_end)) for row in rows
+    }
+    standing = sa.select(publications.token_id, *(publications[name] for name in _PUBLICATION)).where(
+        among(connection, publications.account_id, account_ids), sa.not_(publications.lapsed)
     )
-    posted = sa.select(claims.token_id, claims.counter_before, claims.counter_after).join(
-        lowest, sa.and_(claims.token_id == lowest.c.token_id, claims.counter_after > lowest.c.start)
+    for token_id, *publication in connection.execute(standing):
+        lines[token_id].publications.append(Publication(*publication))
+    for token_id, before, after in connection.execute(_posted_besides_runs(connection, lines)):
+        lines[token_id].posted.append((before, after))
+    gone = store.write_offs.c
+    written_off = sa.select(gone.token_id, gone.counter_before, gone.counter_after).where(
+        among(connection, gone.account_id, account_ids)
     )
-    written_off = store.write_offs.c
-    gone = sa.select(written_off.token_id, written_off.counter_before, written_off.counter_after).where(
-        among(connection, written_off.account_id, account_ids)
-    )
-    for query in (posted.where(claims.posted), gone):
-        for row in connection.execute(query):
-            lines[row.token_id].posted.append((row.counter_before, row.counter_after))
+    for token_id, before, after in connection.execute(written_off):
+        lines[token_id].posted.append((before, after))
+    for line in lines.values():
+        if line.run[0] < line.run[1]:
+            line.posted.append(line.run)
     return list(lines.values())
+
+
+def _posted_besides_runs(connection: sa.Connection, lines: Mapping[str, TokenLine]) -> sa.Select[Any]:
+    ranges = []
+    for line in lines.values():
+        if line.publications:
+            lowest = min(publication.highest for publication in line.publications)
+            start, end = line.run
+            ranges.append((line.id, max(lowest, end), MAX_COUNTER))
+            if lowest < start:
+                ranges.append((line.id, lowest, start))
+    claims = store.claims.c
+    asked = beside(
+        connection, "claim_ranges", (claims.token_id, claims.counter_after, claims.counter_after), ranges
+    )
+    return (
+        sa.select(claims.token_id, claims.counter_before, claims.counter_after)
+        .join_from(asked, store.claims, asked.c.c0 == claims.token_id)
+        .where(claims.counter_after > asked.c.c1, claims.counter_after <= asked.c.c2, claims.posted)
+    )
+
+
+_PUBLICATION: Final = tuple(field.name for field in fields(Publication))
 
 
 def publication_of(row: Mapping[str, Any]) -> Publication:
     """A row of the publications' table as the reserve principle sees it."""
-    return Publication(
-        highest=row["highest"],
-        ceiling=row["ceiling"],
-        stands_until_unix_s=row["stands_until_unix_s"],
-        valid_until_unix_s=row["valid_until_unix_s"],
-        issued_unix_s=row["issued_unix_s"],
-        terminal_id=row["terminal_id"],
-        evidence=row["evidence"],
-        lapsed=row["lapsed"],
-        digest=row["digest"],
-    )
+    return Publication(*(row[name] for name in _PUBLICATION))
 
 
 def lines_by_account(lines: Iterable[TokenLine]) -> dict[str, list[TokenLine]]:
@@ -334,15 +404,18 @@ def lines_by_account(lines: Iterable[TokenLine]) -> dict[str, list[TokenLine]]:
 
 
 def set_token_status(connection: sa.Connection, token_id: str, status: TokenStatus) -> None:
-    """Takes effect in shops with the next snapshot. Reserves stay: what was approved before is paid.
+    """Takes effect in shops with the next snapshot. Reserves stay: what was approved before is paid. Its
+    account is held meanwhile.
 
     Raises:
         NotFound: no such token.
         Conflict: the token is closed, and closed for ever.
     """
-    row = connection.execute(sa.select(store.tokens).filter_by(id=token_id).with_for_update()).first()
-    if row is None:
+    account_id = connection.scalar(sa.select(store.tokens.c.account_id).filter_by(id=token_id))
+    if account_id is None:
         raise NotFound(f"there is no token {token_id}")
+    lock_accounts(connection, [account_id])
+    row = connection.execute(sa.select(store.tokens).filter_by(id=token_id).with_for_update()).one()
     if TokenStatus(row.status) is TokenStatus.CLOSED and status is not TokenStatus.CLOSED:
         raise Conflict(f"token {token_id} is closed", advice="issue a new one")
     connection.execute(store.tokens.update().filter_by(id=token_id).values(status=status.value))

@@ -7,9 +7,12 @@ from datetime import date
 from pathlib import Path
 from typing import Final, Literal
 
+import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from pos_gateway.errors import InvalidConfiguration
+from pos_gateway.ledger import store
+from pos_gateway.ledger.allowance import AllowancePolicy
 from pos_gateway.ledger.certificates import SignedKey
 from pos_gateway.ledger.reserve import Guarantee
 from pos_gateway.limits.header import OnlineTerms, RiskPolicy
@@ -104,9 +107,11 @@ class Policy(BaseModel):
 
     `presentment_deadline_s` is D and `clock_tolerance_s` is δ: so long after its expiry a ceiling still
     reserves credit, because payments made under it may still be presented. `token_share_percent`: how much
-    of an account's limit, less what is owed, all its active tokens' reserves may come to; it is split
-    evenly.
+    of an account's limit, less what is owed, all its active tokens' reserves may come to; `allowance` says
+    how they share it.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
+    `certificate_life_s`: of a gateway's certificate. `certificate_grace_s`: how long after it a gateway may
+    still ask for the next one, by its device key alone.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -120,7 +125,10 @@ class Policy(BaseModel):
     card_cumulative_cap_minor: int = Field(default=1_000_000_000, gt=0)
     card_tc_rate_limit: int = Field(default=50, gt=0)
     token_share_percent: int = Field(default=100, ge=0, le=100)
+    allowance: AllowancePolicy = AllowancePolicy()
     delta_bases: int = Field(default=7, ge=0, le=100)
+    certificate_life_s: int = Field(default=30 * _DAY_S, ge=60)
+    certificate_grace_s: int = Field(default=90 * _DAY_S, ge=0)
     metadata_lives: MetadataLives = MetadataLives()
     online: OnlinePolicy = OnlinePolicy()
 
@@ -136,3 +144,9 @@ class Policy(BaseModel):
             presentment_deadline_s=self.presentment_deadline_s,
             clock_tolerance_s=self.clock_tolerance_s,
         )
+
+
+def policy_in_force(connection: sa.Connection) -> Policy:
+    """The newest one."""
+    query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
+    return Policy.model_validate_json(connection.scalars(query).one())

@@ -95,6 +95,8 @@ class Tap:
     ceiling: int
     limit_digest: bytes
     at_unix_ms: int
+    previous_digest: bytes
+    """How the card names the TC it gave before this one."""
 
 
 def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
@@ -146,6 +148,7 @@ def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
         ceiling=facts.ceiling,
         limit_digest=bytes.fromhex(facts.limit_digest),
         at_unix_ms=facts.at_unix_ms,
+        previous_digest=tc.iad.previous_digest,
     )
 
 

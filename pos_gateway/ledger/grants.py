@@ -43,6 +43,7 @@ from pos_gateway.inquiry import (
 )
 from pos_gateway.ledger import accounts, gateways, store
 from pos_gateway.ledger.accounts import LockedAccount, TokenLine, TokenStatus
+from pos_gateway.ledger.batch import AlarmKind
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.issue import Issued, issue
@@ -54,7 +55,6 @@ from pos_gateway.ledger.reserve import (
     contains,
     next_ceiling,
 )
-from pos_gateway.ledger.settlement import AlarmKind
 from pos_gateway.ledger.shown import Shown, read_shown
 from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.store import Store
@@ -101,6 +101,12 @@ class _Case:
     @property
     def shown(self) -> Shown:
         return self.question.shown
+
+    @property
+    def per_tap_cap_minor(self) -> int:
+        """As the token's limit records say it."""
+        row = self.line.row
+        return self.policy.allowance.per_tap_cap_minor(row.assurance, row.per_tap_cap_minor)
 
 
 class Desk:
@@ -284,7 +290,7 @@ class Desk:
 
     def _decide_grant(self, case: _Case) -> OnlineAnswer:
         shown, policy = case.shown, case.policy
-        cap_minor = min(case.line.row.per_tap_cap_minor, case.terms.per_tap_cap_minor)
+        cap_minor = min(case.per_tap_cap_minor, case.terms.per_tap_cap_minor)
         if shown.amount_minor > cap_minor:
             return _refuse(Reason.OVER_TAP_CAP, f"cap {cap_minor}")
         if case.signer is None or case.terms.grant_life_s <= 0:
@@ -331,6 +337,11 @@ class Desk:
             )
         )
         line.posted.append(interval)
+        line.post(interval)
+        run_start, run_end = line.run
+        case.connection.execute(
+            store.tokens.update().filter_by(id=line.id).values(run_start=run_start, run_end=run_end)
+        )
         return OnlineAnswer()
 
     def _make_note(self, case: _Case, signer: OnlineKey) -> tuple[NoteToWrite | None, OwnLimit | None]:
@@ -369,6 +380,7 @@ class Desk:
             nonce=nonce,
             guarantee=case.policy.guarantee,
             terminal_id=terminal_id or None,
+            per_tap_cap_minor=case.per_tap_cap_minor,
         )
         case.issued.append(issued)
         return SingleLimit(
@@ -438,12 +450,8 @@ def _observe(case: _Case) -> None:
         case.connection.execute(
             store.tokens.update().filter_by(id=line.id).values(highest_counter=line.highest)
         )
-    for publication in cut:
-        case.connection.execute(
-            store.publications.update()
-            .filter_by(token_id=line.id, digest=publication.digest)
-            .values(evidence=publication.evidence)
-        )
+    ends = {(line.id, p.digest): p.evidence for p in cut if p.evidence is not None}
+    accounts.write_evidence(case.connection, ends)
 
 
 def _refuse(reason: Reason, detail: str = "") -> OnlineAnswer:

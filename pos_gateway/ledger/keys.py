@@ -5,23 +5,22 @@ Whoever signs asks `KeyRing` for a signer; that seam is where a hardware securit
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import os
 import secrets
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.x509.oid import NameOID
 
 from pos_gateway.errors import InvalidConfiguration
+from pos_gateway.ledger.authority import Authority
 from pos_gateway.ledger.certificates import RawRsaSigner
 
 RSA_EXPONENT: Final = 3
@@ -29,7 +28,6 @@ CA_KEY_BITS: Final = 1984
 ISSUER_KEY_BITS: Final = 1408
 ICC_KEY_BITS: Final = 1152
 
-_TLS_LIFE: Final = timedelta(days=3650)
 _TOKEN_SECRET_BYTES: Final = 32
 _MASTER_KEY_BYTES: Final = 16
 
@@ -84,17 +82,26 @@ class KeyRing:
     master: MasterKeys
     token_key: TokenKey
     sealing: X25519PrivateKey = field(repr=False)
-    tls_certificate: Path
-    tls_key: Path
+    authority: Authority
+    tls: Path
+    """The server's key and certificate in one file, so that they can only be replaced together."""
 
     @property
-    def tls_fingerprint(self) -> bytes:
-        """SHA-256 of the TLS certificate's DER: what an enrolment code pins."""
-        certificate = x509.load_pem_x509_certificate(self.tls_certificate.read_bytes())
-        return certificate.fingerprint(hashes.SHA256())
+    def tls_certificate(self) -> x509.Certificate:
+        """The server's certificate of now: it is renewed while the ledger serves.
+
+        Raises:
+            InvalidConfiguration: the file is missing, damaged, or open to other users.
+        """
+        return _read_certificate(self.tls)
+
+    def renew_tls(self, now: datetime) -> None:
+        """A new key and certificate for the server, from the next connection on. Durable when this
+        returns; killed on the way, the old ones stay."""
+        _write_tls(self.tls, self.authority, now)
 
     @classmethod
-    def generate(cls, folder: Path, *, now: datetime) -> KeyRing:
+    def generate(cls, folder: Path, *, now: datetime, issuer: str = "") -> KeyRing:
         """Make every key and write it. The folder must not exist."""
         folder.mkdir(mode=0o700)
         for name, bits in (("ca", CA_KEY_BITS), ("issuer", ISSUER_KEY_BITS)):
@@ -104,7 +111,7 @@ class KeyRing:
         write_secret(folder / "master.json", json.dumps({"index": 1, **master}).encode())
         token_key = {"epoch": 1, "secret": secrets.token_bytes(_TOKEN_SECRET_BYTES).hex()}
         write_secret(folder / "token.json", json.dumps(token_key).encode())
-        _write_tls(folder, now)
+        make_authority(folder, now=now, issuer=issuer)
         return cls.load(folder)
 
     @classmethod
@@ -115,7 +122,7 @@ class KeyRing:
         """
         master = _read_json(folder / "master.json")
         token_key = _read_json(folder / "token.json")
-        _read_secret(folder / "tls.pem")
+        _read_certificate(folder / "tls.pem")
         try:
             return cls(
                 ca=FileRsaSigner(read_private_key(folder / "ca.pem", rsa.RSAPrivateKey)),
@@ -125,8 +132,11 @@ class KeyRing:
                 ),
                 token_key=TokenKey(int(token_key["epoch"]), bytes.fromhex(token_key["secret"])),
                 sealing=read_private_key(folder / "sealing.pem", X25519PrivateKey),
-                tls_certificate=folder / "tls.crt",
-                tls_key=folder / "tls.pem",
+                authority=Authority(
+                    _read_certificate(folder / "authority.crt"),
+                    read_private_key(folder / "authority.pem", ec.EllipticCurvePrivateKey),
+                ),
+                tls=folder / "tls.pem",
             )
         except (KeyError, TypeError, ValueError):
             raise InvalidConfiguration("a key file is damaged", where=str(folder)) from None
@@ -148,32 +158,40 @@ def write_secret(path: Path, content: bytes) -> None:
 
 def write_private_key(path: Path, key: _Key) -> None:
     """As PKCS #8 into a new file of mode 0600."""
-    write_secret(
-        path,
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        ),
+    write_secret(path, _pem(key))
+
+
+def _pem(key: _Key) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
 
 
-def _write_tls(folder: Path, now: datetime) -> None:
+def make_authority(folder: Path, *, now: datetime, issuer: str) -> None:
+    """The certificate authority and the server's first certificate under it, unless they are there; for a
+    ledger from before there was one, too. Killed anywhere, it is whole when it is tried again."""
+    certificate = folder / "authority.crt"
+    if certificate.exists():
+        return
+    (folder / "authority.pem").unlink(missing_ok=True)
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "pos-gateway ledger")])
-    names = [x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now.astimezone(UTC) - timedelta(days=1))
-        .not_valid_after(now.astimezone(UTC) + _TLS_LIFE)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    write_private_key(folder / "tls.pem", key)
-    write_secret(folder / "tls.crt", certificate.public_bytes(serialization.Encoding.PEM))
+    authority = Authority.create(key, issuer, now)
+    write_private_key(folder / "authority.pem", key)
+    _write_tls(folder / "tls.pem", authority, now)
+    write_secret(certificate, authority.certificate.public_bytes(serialization.Encoding.PEM))
+
+
+def _write_tls(path: Path, authority: Authority, now: datetime) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = authority.certify_server(key.public_key(), now)
+    # Replicas share this folder, and two may do this at once: each has a file of its own, the last wins.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.new")
+    try:
+        write_secret(temporary, _pem(key) + certificate.public_bytes(serialization.Encoding.PEM))
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _fsync_folder(path.parent)
 
 
 def _triple_des_key() -> bytes:
@@ -219,3 +237,18 @@ def _read_json(path: Path) -> dict[str, str]:
     if not isinstance(value, dict):
         raise InvalidConfiguration("key file is damaged", where=str(path))
     return value
+
+
+def _read_certificate(path: Path) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(_read_secret(path))
+    except ValueError:
+        raise InvalidConfiguration("holds no certificate", where=str(path)) from None
+
+
+def _fsync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -24,16 +24,19 @@ from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
 
+from pos_gateway.conflict import ConflictBundle
 from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import (
     CaKey,
+    CertificateRequest,
     Enrolment,
     EnrolmentRequest,
     Merchant,
@@ -48,25 +51,51 @@ from pos_gateway.errors import (
     NotFound,
     Unavailable,
 )
-from pos_gateway.ledger import accounts, gateways, grants, issuing, online, postings, store
-from pos_gateway.ledger.accounts import Account, Token, TokenStatus
+from pos_gateway.ledger import (
+    accounts,
+    admission,
+    conflicts,
+    gateways,
+    grants,
+    issuing,
+    movements,
+    online,
+    postings,
+    reviews,
+    store,
+)
+from pos_gateway.ledger.accounts import Account, LockedAccount, Token, TokenStatus
+from pos_gateway.ledger.authority import Presented, nearly_over
+from pos_gateway.ledger.books import RECEIVABLE
 from pos_gateway.ledger.ceremony import Ceremony, first_root
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
-from pos_gateway.ledger.config import Identity, Policy
+from pos_gateway.ledger.config import Identity, Policy, policy_in_force
+from pos_gateway.ledger.conflicts import ConflictFound
 from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
-from pos_gateway.ledger.gateways import CODE_LIFE_S, Gateway
-from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
+from pos_gateway.ledger.gateways import CODE_LIFE_S, Action, Gateway, GatewayAction, GatewayStatus
+from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key, make_authority
+from pos_gateway.ledger.movements import Movement, Purpose
 from pos_gateway.ledger.online import OnlineKeys
-from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher
+from pos_gateway.ledger.publisher import (
+    PreparedSnapshot,
+    PublishedSnapshot,
+    Publisher,
+    online_terms,
+    to_take_back,
+)
 from pos_gateway.ledger.repository import Repository, utc
-from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
+from pos_gateway.ledger.reviews import Review
+from pos_gateway.ledger.settlement import AlarmKind, RecordVerdict
 from pos_gateway.ledger.signer_log import Replayed, SignerLog
 from pos_gateway.ledger.signing import KeyChest, Role, new_signing_key
 from pos_gateway.ledger.store import Store
+from pos_gateway.limits.header import OnlineTerms
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
 from pos_gateway.records import Verdict
+
+_T = TypeVar("_T")
 
 _CA_LIFE_YEARS: Final = 12
 _ISSUER_LIFE_YEARS: Final = 10
@@ -186,7 +215,7 @@ class Ledger:
         staging = Path(tempfile.mkdtemp(prefix=f".{home.name}.", dir=home.parent))
         try:
             now = datetime.fromtimestamp(clock(), UTC)
-            keys = KeyRing.generate(staging / "keys", now=now)
+            keys = KeyRing.generate(staging / "keys", now=now, issuer=issuer)
             certificate = issuing.certify_own_key(
                 keys, expires=_years_on(now.date(), _ISSUER_LIFE_YEARS), serial=issuing.new_serial()
             )
@@ -243,8 +272,11 @@ class Ledger:
             Unavailable: its database is not to be had.
         """
         home = home.absolute()
-        url = database_url(Identity.load(home / "ledger.json").database, home)
+        identity = Identity.load(home / "ledger.json")
+        url = database_url(identity.database, home)
         with closing(Store.connect(url)) as books:
+            # A ledger from before it was a certificate authority: its gateways enrol again.
+            make_authority(home / "keys", now=datetime.now(UTC), issuer=identity.issuer)
             return books.migrate(to)
 
     @classmethod
@@ -260,7 +292,7 @@ class Ledger:
                 replayed = ledger._log.replay(connection)
                 accounts.extend_standing(
                     connection,
-                    ledger._now_unix_s() + _policy(connection).guarantee.presentment_deadline_s,
+                    ledger._now_unix_s() + policy_in_force(connection).guarantee.presentment_deadline_s,
                 )
                 number = connection.scalar(sa.select(sa.func.max(store.epochs.c.number))) or 0
                 connection.execute(
@@ -305,15 +337,13 @@ class Ledger:
     def epoch(self) -> UUID:
         """Which life of this ledger it is: another one after a restore from a backup."""
         with self._database.read() as connection:
-            newest = sa.select(store.epochs.c.id).order_by(store.epochs.c.number.desc()).limit(1)
-            epoch: UUID = connection.scalars(newest).one()
-            return epoch
+            return store.current_epoch(connection)
 
     @property
     def policy(self) -> Policy:
         """The policy in force."""
         with self._database.read() as connection:
-            return _policy(connection)
+            return policy_in_force(connection)
 
     def set_policy(self, policy: Policy) -> None:
         """Takes effect with the next snapshot."""
@@ -444,6 +474,171 @@ class Ledger:
             accounts.set_token_status(connection, token_id, status)
         return self.token(token_id)
 
+    def replace_token(self, token_id: str, *, icc_key: rsa.RSAPrivateKey | None = None) -> IssuedToken:
+        """Close a token for ever and issue another one like it to the same account. What is still out for
+        the old one stays reserved until it lapses; the new one gets what is free.
+
+        Raises:
+            NotFound: no such token.
+            Conflict: it is closed already.
+        """
+        old = self.token(token_id)
+        if old.status is TokenStatus.CLOSED:
+            raise Conflict(f"token {token_id} is closed already", advice="issue a new one")
+        self.set_token_status(token_id, TokenStatus.CLOSED)
+        return self.issue_token(old.account_id, per_tap_cap_minor=old.per_tap_cap_minor, icc_key=icc_key)
+
+    def set_line(self, account_id: str, line_minor: int) -> Account:
+        """Another limit, funds in the vault apart: more at once, less as far as nothing owed or reserved
+        needs it; the rest of a cut completes by itself.
+
+        Raises:
+            NotFound: no such account.
+            InvalidInput: below zero.
+        """
+        self._with_account(
+            account_id,
+            lambda connection, account: movements.set_line(
+                connection, account, line_minor, self.now_unix_ms()
+            ),
+        )
+        return self.account(account_id)
+
+    def receive(self, account_id: str, purpose: Purpose, *, reference: str, amount_minor: int) -> Movement:
+        """A repayment, funds into the vault, or funds asked back from it; see `movements.receive`. The same
+        reference again is the same movement.
+
+        Raises:
+            NotFound: no such account.
+            InvalidInput, Conflict: see `movements.receive`.
+        """
+        return self._with_account(
+            account_id,
+            lambda connection, account: movements.receive(
+                connection,
+                account,
+                purpose=purpose,
+                reference=reference,
+                amount_minor=amount_minor,
+                now_unix_ms=self.now_unix_ms(),
+            ),
+        )
+
+    def settle_movement(self, account_id: str, reference: str, *, final: bool) -> Movement:
+        """What became of money that came in: here to stay, or taken back.
+
+        Raises:
+            NotFound, Conflict: see `movements.settle`.
+        """
+        return self._with_account(
+            account_id,
+            lambda connection, account: movements.settle(
+                connection, account, reference, final=final, now_unix_ms=self.now_unix_ms()
+            ),
+        )
+
+    def movements(self, account_id: str) -> tuple[Movement, ...]:
+        """Oldest first."""
+        with self._database.read() as connection:
+            return movements.movements_of(connection, account_id)
+
+    def suspend_gateway(self, gateway_id: str, *, suspended: bool) -> Gateway:
+        """From now on what it presents is held for review, or not any more.
+
+        Raises:
+            AuthenticationFailed: step `gateway`: not enrolled here.
+        """
+        with self._database.write() as connection:
+            gateway = gateways.find(connection, gateway_id)
+            since = self.now_unix_ms() if suspended else None
+            connection.execute(
+                store.gateways.update().filter_by(id=gateway_id).values(suspended_unix_ms=since)
+            )
+        return gateway
+
+    def suspended_gateways(self) -> frozenset[str]:
+        """The ids of those whose records are held."""
+        columns = store.gateways.c
+        with self._database.read() as connection:
+            query = sa.select(columns.id).where(columns.suspended_unix_ms.is_not(None))
+            return frozenset(connection.scalars(query))
+
+    def reviews(self) -> tuple[Review, ...]:
+        """Payments that wait for a decision, the longest first."""
+        with self._database.read() as connection:
+            return reviews.waiting(connection)
+
+    def review(self, gateway_id: str, record_id: UUID, *, release: bool, note: str) -> Verdict:
+        """Decide about a payment that was held.
+
+        Raises:
+            NotFound: none was held under that id.
+            Conflict: see `reviews.decide`.
+        """
+        with self._database.read() as connection:
+            account_id = reviews.find(connection, gateway_id, record_id).account_id
+
+        def decide(connection: sa.Connection, account: LockedAccount) -> Verdict:
+            return reviews.decide(
+                connection,
+                account,
+                reviews.find(connection, gateway_id, record_id),
+                release=release,
+                note=note,
+                now_unix_ms=self.now_unix_ms(),
+            )
+
+        return self._with_account(account_id, decide)
+
+    def conflicts(self) -> tuple[ConflictFound, ...]:
+        """Clones that were proven, oldest first."""
+        with self._database.read() as connection:
+            return conflicts.every(connection)
+
+    def conflict_bundle(self, conflict_id: UUID) -> ConflictBundle:
+        """The evidence of a clone, to be verified with public keys alone. It holds the full token number.
+
+        Raises:
+            NotFound: see `conflicts.bundle`.
+        """
+        with self._database.read() as connection:
+            return conflicts.bundle(
+                connection,
+                conflict_id,
+                issuer=self._issuer,
+                issuer_name=self.identity.issuer,
+                ca_keys=self.ca_keys,
+            )
+
+    def publish_urgent(self) -> PublishedSnapshot | None:
+        """Take back at once what tokens may not use any more that were blocked or closed since the last
+        snapshot, and change nothing else: no new ceilings, no longer validity. None if there are none.
+
+        Raises:
+            Unavailable: see `publish`.
+        """
+        with self._database.read() as connection:
+            if not to_take_back(connection):
+                return None
+        with self.repository.exclusive():
+            prepared = self._publisher.prepare(
+                self.identity,
+                self.policy,
+                self.keys.token_key.epoch,
+                self._now_unix_s,
+                automatic=True,
+                urgent=True,
+            )
+            return None if prepared is None else self._release(prepared.version)
+
+    def _with_account(self, account_id: str, work: Callable[[sa.Connection, LockedAccount], _T]) -> _T:
+        """`work` in one durable transaction that holds the account."""
+        return self._database.transact(
+            lambda connection: work(
+                connection, accounts.lock_account(connection, account_id, self._now_unix_s())
+            )
+        )
+
     def publish(self) -> PublishedSnapshot:
         """Publish the next snapshot at once: for a ledger that has all the keys; see `publisher`.
 
@@ -496,23 +691,30 @@ class Ledger:
         """
         with self._database.write() as connection:
             secret = gateways.invite(connection, merchant, now_unix_ms=self.now_unix_ms(), life_s=life_s)
-        return compose_code(secret, self.keys.tls_fingerprint)
+        return compose_code(secret, self.keys.authority.fingerprint)
 
     def enrol(self, request: EnrolmentRequest) -> Enrolment:
-        """
+        """A gateway enters, with its first certificate. Asked again by the same gateway, with the same
+        code, it is the same gateway with a new certificate.
+
         Raises:
-            InvalidMessage: no code, or no public key.
-            AuthenticationFailed: step `enrolment code`.
+            InvalidMessage: no code, no public key, or no certificate request (see `read_request`).
+            AuthenticationFailed: steps `enrolment code`, `device signature`.
             Conflict: the gateway key is enrolled already.
         """
         secret, fingerprint = parse_code(request.code)
-        if fingerprint != self.keys.tls_fingerprint:
+        if fingerprint != self.keys.authority.fingerprint:
             raise AuthenticationFailed("it was given out by another ledger", step="enrolment code")
+        request.verify()
+        policy, now_unix_ms = self.policy, self.now_unix_ms()
         with self._database.write() as connection:
-            gateway = gateways.enrol(connection, secret, request.public_key, now_unix_ms=self.now_unix_ms())
-        return self.enrolment(gateway)
+            gateway = gateways.enrol(connection, secret, request.public_key, now_unix_ms=now_unix_ms)
+            certificate = admission.certify(
+                connection, self.keys.authority, gateway, request.request, policy, now_unix_ms
+            )
+        return self._enrolment(gateway, certificate.public_bytes(Encoding.DER))
 
-    def enrolment(self, gateway: Gateway) -> Enrolment:
+    def _enrolment(self, gateway: Gateway, certificate: bytes) -> Enrolment:
         """All that a gateway is given: whom it pays, whose keys it trusts. Holds the token key secret."""
         return Enrolment(
             gateway_id=gateway.id,
@@ -536,7 +738,60 @@ class Ledger:
                 for key in self.ca_keys
             ),
             sealing_key=self.keys.sealing.public_key().public_bytes_raw(),
+            authority=self.keys.authority.certificate.public_bytes(Encoding.DER),
+            certificate=certificate,
         )
+
+    def certify(self, request: CertificateRequest) -> bytes:
+        """The next certificate of a gateway, X.509, DER.
+
+        Raises:
+            AuthenticationFailed, InvalidMessage, Unavailable: see `admission.renew`.
+        """
+        policy, now_unix_ms = self.policy, self.now_unix_ms()
+        certificate = self._database.transact(
+            lambda c: admission.renew(c, self.keys.authority, request, policy, now_unix_ms)
+        )
+        return certificate.public_bytes(Encoding.DER)
+
+    def admit(self, certificate: bytes) -> Gateway:
+        """Which gateway shows this client certificate (DER), which TLS has found to be of our authority.
+
+        Raises:
+            AuthenticationFailed, CertificateLapsed: see `admission.admit`.
+        """
+        presented = Presented.read(certificate)
+        with self._database.read() as connection:
+            gateway, first = admission.admit(connection, presented, self.now_unix_ms())
+        if first:
+            now_unix_ms = self.now_unix_ms()
+            self._database.transact(lambda c: admission.first_use(c, presented, now_unix_ms))
+        return gateway
+
+    def act_on_gateway(self, gateway_id: str, action: Action, *, by: str, reason: str) -> Gateway:
+        """Suspend, revoke or reinstate a gateway; every replica knows at its next request.
+
+        Raises:
+            NotFound, Conflict, InvalidInput: see `gateways.act`.
+        """
+        with self._database.write() as connection:
+            gateways.act(connection, gateway_id, action, by=by, reason=reason, now_unix_ms=self.now_unix_ms())
+        return self.gateway(gateway_id)
+
+    def gateway_actions(self, gateway_id: str) -> tuple[GatewayAction, ...]:
+        """Who decided what about a gateway, and why; oldest first."""
+        with self._database.read() as connection:
+            return gateways.actions(connection, gateway_id)
+
+    def renew_tls(self, *, now: bool = False) -> bool:
+        """Give the server a new key and certificate when less than a third of the old one's life is left, or
+        `now`. Every replica takes them up within a minute. Gateways notice nothing: they ask for the
+        authority alone."""
+        at = datetime.fromtimestamp(self._clock(), UTC)
+        if not now and not nearly_over(self.keys.tls_certificate, at):
+            return False
+        self.keys.renew_tls(at)
+        return True
 
     def gateways(self) -> tuple[Gateway, ...]:
         """Every enrolled gateway, oldest first."""
@@ -557,14 +812,22 @@ class Ledger:
 
     def present(self, gateway_id: str, body: bytes, signature: bytes) -> list[RecordVerdict]:
         """Take a batch; see `postings.present`. The verdicts are durable when this returns."""
+        self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
         return postings.present(self._database, self._issuer, gateway_id, body, signature, self.now_unix_ms)
+
+    def online_terms(self) -> OnlineTerms:
+        """What the limits in force let online keys do."""
+        with self._database.read() as connection:
+            return online_terms(connection)
 
     def grant(self, gateway_id: str, body: bytes, signature: bytes) -> str:
         """Answer a shop whose card wants its issuer asked; see `grants`."""
+        self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
         return self._desk.grant(gateway_id, body, signature)
 
     def note(self, gateway_id: str, body: bytes, signature: bytes) -> str:
         """A note for the card that a shop has just served; see `grants`."""
+        self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
         return self._desk.note(gateway_id, body, signature)
 
     def wallet_challenge(self) -> str:
@@ -588,7 +851,7 @@ class Ledger:
                 store.entries,
                 sa.and_(entries.account_id == transfers.account_id, entries.transfer_id == transfers.id),
             )
-            .where(entries.book == RECEIVABLE)
+            .where(entries.book == RECEIVABLE, transfers.gateway_id.is_not(None))
             .order_by(transfers.posted_unix_ms, transfers.record_id)
         )
         if account_id is not None:
@@ -649,7 +912,7 @@ class Ledger:
             accounts.check_accounts(connection, ids, self._now_unix_s())
 
     def _prepare(self, *, automatic: bool) -> PreparedSnapshot:
-        return self._publisher.prepare(
+        prepared = self._publisher.prepare(
             self.identity,
             self.policy,
             self.keys.token_key.epoch,
@@ -657,6 +920,9 @@ class Ledger:
             automatic=automatic,
             online_keys=[key.public for key in self.online_keys.all()],
         )
+        if prepared is None:
+            raise NotFound("nothing was prepared")
+        return prepared
 
     def _release(self, version: int) -> PublishedSnapshot:
         policy, chest = self.policy, self.ceremony.chest
@@ -719,11 +985,6 @@ def _create_books(url: sa.URL, policy: Policy, now_unix_ms: int, *, then: Callab
         except BaseException:
             books.migrate("base")
             raise
-
-
-def _policy(connection: sa.Connection) -> Policy:
-    query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
-    return Policy.model_validate_json(connection.scalars(query).one())
 
 
 def _add_policy(connection: sa.Connection, policy: Policy, now_unix_ms: int) -> None:

@@ -14,12 +14,16 @@ import sqlalchemy as sa
 
 from pos_gateway.errors import AuthenticationFailed, InvalidMessage, PosGatewayError
 from pos_gateway.ledger import gateways, store
+from pos_gateway.ledger.books import RECEIVABLE, VAULT
+from pos_gateway.ledger.config import policy_in_force
 from pos_gateway.ledger.corrections import read_correction
 from pos_gateway.ledger.evidence import Issuer, examine
 from pos_gateway.ledger.gateways import Gateway
-from pos_gateway.ledger.settlement import RECEIVABLE, Examined, RecordVerdict, Settlement
-from pos_gateway.ledger.store import Store
-from pos_gateway.records import MAX_BATCH_RECORDS, Record, parse_object, verify_batch
+from pos_gateway.ledger.movements import State
+from pos_gateway.ledger.renunciations import read_renunciation
+from pos_gateway.ledger.settlement import Examined, RecordVerdict, settle
+from pos_gateway.ledger.store import Store, current_epoch
+from pos_gateway.records import MAX_BATCH_RECORDS, Kind, Record, parse_object, verify_batch
 
 
 def present(
@@ -39,11 +43,17 @@ def present(
     """
     with database.read() as connection:
         gateway = gateways.find(connection, gateway_id)
+        guarantee, epoch = policy_in_force(connection).guarantee, current_epoch(connection)
     verify_batch(body, signature, gateway.key)
+    batch = parse_object(body, where="batch")
     known: set[bytes] = set()
-    examined = [_examine(raw, gateway, issuer, known) for raw in _records(body, gateway_id)]
+    examined = [_examine(raw, gateway, issuer, known) for raw in _records(batch, gateway_id)]
+    # Said of another epoch, it is not true of this ledger: it may have forgotten what it acknowledged.
+    complete_until_unix_ms = _complete_until(batch) if batch.get("epoch") == str(epoch) else 0
     return database.transact(
-        lambda connection: Settlement(connection, gateway, issuer.currency, now_unix_ms()).settle(examined)
+        lambda connection: settle(
+            connection, gateway, issuer.currency, now_unix_ms(), examined, guarantee, complete_until_unix_ms
+        )
     )
 
 
@@ -68,25 +78,51 @@ def check_books(connection: sa.Connection) -> None:
     )
     for transfer_id in connection.scalars(crooked):
         raise AuthenticationFailed(f"transfer {transfer_id} does not sum to zero", step="double entry")
-    owed = (
-        sa.select(entries.owner_id, sa.func.sum(entries.amount_minor).label("total"))
-        .where(entries.book == RECEIVABLE)
-        .group_by(entries.owner_id)
+    for book, sign, kept, what in (
+        (RECEIVABLE, 1, accounts_.outstanding_minor, "owes another sum"),
+        (VAULT, -1, accounts_.vault_minor, "has other funds in the vault"),
+    ):
+        booked = (
+            sa.select(entries.owner_id, sa.func.sum(entries.amount_minor).label("total"))
+            .where(entries.book == book)
+            .group_by(entries.owner_id)
+            .subquery()
+        )
+        differing = (
+            sa.select(accounts_.id)
+            .join_from(store.accounts, booked, accounts_.id == booked.c.owner_id, isouter=True)
+            .where(kept != sign * sa.func.coalesce(booked.c.total, 0))
+        )
+        for account_id in connection.scalars(differing):
+            raise AuthenticationFailed(
+                f"account {account_id} {what} than its entries say", step="double entry"
+            )
+    movements = store.movements.c
+    uncleared = (
+        sa.select(movements.account_id, sa.func.sum(movements.amount_minor).label("total"))
+        .where(movements.state == State.UNCLEARED.value)
+        .group_by(movements.account_id)
         .subquery()
     )
-    differing = (
+    unclear = (
         sa.select(accounts_.id)
-        .join_from(store.accounts, owed, accounts_.id == owed.c.owner_id, isouter=True)
-        .where(accounts_.outstanding_minor != sa.func.coalesce(owed.c.total, 0))
+        .join_from(store.accounts, uncleared, accounts_.id == uncleared.c.account_id, isouter=True)
+        .where(accounts_.uncleared_minor != sa.func.coalesce(uncleared.c.total, 0))
     )
-    for account_id in connection.scalars(differing):
+    for account_id in connection.scalars(unclear):
         raise AuthenticationFailed(
-            f"account {account_id} owes another sum than its entries say", step="double entry"
+            f"account {account_id} has other uncleared money than its movements say", step="double entry"
         )
 
 
-def _records(body: bytes, gateway_id: str) -> list[object]:
-    batch = parse_object(body, where="batch")
+def _complete_until(batch: Mapping[str, object]) -> int:
+    until_unix_ms = batch.get("complete_until_unix_ms", 0)
+    if not isinstance(until_unix_ms, int) or isinstance(until_unix_ms, bool) or until_unix_ms < 0:
+        raise InvalidMessage("must be a time in milliseconds", where="complete_until_unix_ms")
+    return until_unix_ms
+
+
+def _records(batch: Mapping[str, object], gateway_id: str) -> list[object]:
     if batch.get("gateway_id") != gateway_id:
         raise InvalidMessage("another gateway's batch", where="gateway_id")
     raw = batch.get("records")
@@ -108,6 +144,8 @@ def _examine(raw: object, gateway: Gateway, issuer: Issuer, known: set[bytes]) -
         if record.kind.corrects:
             correction = read_correction(record, gateway, issuer.currency)
             return Examined(record_id, record, correction=correction)
+        if record.kind is Kind.RENUNCIATION:
+            return Examined(record_id, record, renunciation=read_renunciation(record, gateway))
         return Examined(record_id, record, tap=examine(record, gateway, issuer))
     except PosGatewayError as error:
         what = "correction was not accepted" if record.kind.corrects else "payment is not proven"

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -28,10 +28,13 @@ from pos_gateway.distribution import LimitFile, delta_file, head_file, parse_nam
 from pos_gateway.errors import Conflict, NotFound, Unavailable
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenLine, TokenStatus
+from pos_gateway.ledger.allowance import Candidate, allot, shares_minor
+from pos_gateway.ledger.bulk import among
 from pos_gateway.ledger.config import Identity, MetadataLives, Policy
 from pos_gateway.ledger.issue import publication_row
+from pos_gateway.ledger.movements import complete, is_pending
 from pos_gateway.ledger.repository import Repository, lacking_signatures
-from pos_gateway.ledger.reserve import PublicationKind, allot, measure
+from pos_gateway.ledger.reserve import PublicationKind, measure
 from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.signing import (
     HeaderToSign,
@@ -49,6 +52,7 @@ from pos_gateway.limits.record import NONCE_BYTES, LimitRecord
 from pos_gateway.limits.snapshot import encode_head, read_head
 from pos_gateway.snapshot_file import SnapshotFile
 
+_DAY_S: Final = 24 * 3600
 _ROWS_AT_ONCE: Final = 10_000
 _WHOLE_FILES_KEPT: Final = 2
 """So that a shop on a slow line finishes the whole file it began, and takes the delta over it."""
@@ -99,8 +103,10 @@ class Publisher:
         *,
         automatic: bool,
         online_keys: Sequence[bytes] = (),
-    ) -> PreparedSnapshot:
-        """Decide the next version, put it on record, and build its files.
+        urgent: bool = False,
+    ) -> PreparedSnapshot | None:
+        """Decide the next version, put it on record, and build its files. An urgent one only takes back
+        tokens that may not pay any more; None if there are none, or no limits they stand in.
 
         Raises:
             InvariantBroken: a fault of ours; nothing was recorded.
@@ -108,11 +114,18 @@ class Publisher:
         """
         with self._database.write() as connection:
             store.lock_publishing(connection)
-            version = 1 + (connection.scalar(sa.select(sa.func.max(_versions.version))) or 0)
-            terms = replace(
-                _terms(version, identity, policy, token_key_epoch, now_unix_s()),
-                online=policy.online.terms(online_keys),
-            )
+            last = connection.execute(_NEWEST).first()
+            version = 1 + (0 if last is None else int(last.version))
+            if urgent:
+                if last is None or not to_take_back(connection):
+                    return None
+                # The same nonce and times: what is not taken back stays the publication it was.
+                terms = replace(terms_from_json(last.terms), version=version)
+            else:
+                terms = replace(
+                    _terms(version, identity, policy, token_key_epoch, now_unix_s()),
+                    online=policy.online.terms(online_keys),
+                )
             connection.execute(
                 store.snapshots.insert().values(
                     version=version,
@@ -124,7 +137,7 @@ class Publisher:
                     valid_until_unix_s=terms.valid_until_unix_s,
                 )
             )
-            count = _decide(connection, terms, policy)
+            count = _take_back(connection, version) if urgent else _decide(connection, terms, policy)
             connection.execute(store.snapshots.update().filter_by(version=version).values(record_count=count))
         return self._build(version, policy.delta_bases)
 
@@ -347,6 +360,24 @@ def online_terms(connection: sa.Connection) -> OnlineTerms:
     return OnlineTerms() if terms is None else terms_from_json(terms).online
 
 
+def to_take_back(connection: sa.Connection) -> bool:
+    """Does the last snapshot let a token pay that may not any more?"""
+    return connection.execute(_TO_TAKE_BACK.limit(1)).first() is not None
+
+
+def _take_back(connection: sa.Connection, version: int) -> int:
+    """Set the records of those tokens; returns how many records there are in all."""
+    changes = []
+    for row in connection.execute(_TO_TAKE_BACK.with_for_update()):
+        line = TokenLine(row.highest_counter, row=row)
+        record = _record(row)._replace(
+            ceiling=0, status=line.status.on_record, sequence=row.last_sequence + 1
+        )
+        changes.append(_change(line, record, version))
+    connection.execute(_CHANGE, changes)
+    return _count_records(connection, 0)
+
+
 def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> int:
     """Record every token's next limit record, and its publication if it may pay at all; returns how many
     tokens there are. Memory does not grow with the accounts."""
@@ -360,14 +391,22 @@ def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> 
         last = chunk[-1]
         rows = accounts.lock_accounts(connection, chunk)
         accounts.lapse(connection, chunk, now_unix_s)
+        for account_id, row in rows.items():
+            if is_pending(accounts.balance_of(row)):
+                account = accounts.lock_account(connection, account_id, now_unix_s)
+                complete(connection, account, now_unix_s * 1000)
+        rows = accounts.lock_accounts(connection, chunk)
         changes: list[dict[str, object]] = []
         published: list[dict[str, object]] = []
         before_minor: dict[str, int] = {}
-        for account_id, lines in accounts.lines_by_account(accounts.token_lines(connection, chunk)).items():
-            owed_minor = rows[account_id].outstanding_minor + rows[account_id].uncleared_minor
-            before_minor[account_id] = owed_minor + sum(measure(line.claimable(now_unix_s)) for line in lines)
-            owable_minor = rows[account_id].limit_minor - owed_minor
-            for line, record, publication in _decide_account(owable_minor, lines, terms, policy):
+        by_account = accounts.lines_by_account(accounts.token_lines(connection, chunk))
+        recent_taps = _recent_taps(connection, by_account, policy, now_unix_s)
+        for account_id, lines in by_account.items():
+            balance = accounts.balance_of(rows[account_id])
+            reserve_minor = sum(measure(line.claimable(now_unix_s)) for line in lines)
+            before_minor[account_id] = balance.committed_minor(reserve_minor)
+            owable_minor = balance.free_minor(reserve_minor) + reserve_minor
+            for line, record, publication in _decide_account(owable_minor, lines, recent_taps, terms, policy):
                 count += 1
                 if record.sequence != line.row.record_sequence:
                     changes.append(_change(line, record, terms.version))
@@ -380,24 +419,56 @@ def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> 
         accounts.check_accounts(connection, chunk, now_unix_s, before_minor)
 
 
+def _recent_taps(
+    connection: sa.Connection, by_account: Mapping[str, list[TokenLine]], policy: Policy, now_unix_s: int
+) -> dict[str, int]:
+    """How often tokens paid lately, where more than one shares an account."""
+    sharing = [account_id for account_id, lines in by_account.items() if len(lines) > 1]
+    if policy.allowance.recent_days == 0 or not sharing:
+        return {}
+    columns = store.transfers.c
+    query = (
+        sa.select(columns.token_id, sa.func.count())
+        .where(
+            among(connection, columns.account_id, sharing),
+            columns.kind == "payment",
+            columns.posted_unix_ms >= (now_unix_s - policy.allowance.recent_days * _DAY_S) * 1000,
+        )
+        .group_by(columns.token_id)
+    )
+    return {token_id: int(count) for token_id, count in connection.execute(query)}
+
+
 def _decide_account(
-    owable_minor: int, lines: list[TokenLine], terms: SnapshotTerms, policy: Policy
+    owable_minor: int,
+    lines: list[TokenLine],
+    recent_taps: Mapping[str, int],
+    terms: SnapshotTerms,
+    policy: Policy,
 ) -> Iterator[tuple[TokenLine, LimitRecord, dict[str, object] | None]]:
     now_unix_s = terms.valid_from_unix_s
     active = [line for line in lines if line.status is TokenStatus.ACTIVE]
     reserved_minor = sum(measure(line.claimable(now_unix_s)) for line in lines)
-    ceilings = allot(
-        [(line.claimable(now_unix_s), line.highest) for line in active],
-        free_minor=owable_minor - reserved_minor,
-        share_minor=owable_minor * policy.token_share_percent // 100 // max(len(active), 1),
+    candidates = [
+        Candidate(line.claimable(now_unix_s), line.highest, line.row.assurance, recent_taps.get(line.id, 0))
+        for line in active
+    ]
+    shares = shares_minor(
+        candidates,
+        owable_minor=owable_minor,
+        share_percent=policy.token_share_percent,
+        policy=policy.allowance,
     )
+    ceilings = allot(candidates, shares, free_minor=owable_minor - reserved_minor)
     ceiling_of = {line.id: ceiling for line, ceiling in zip(active, ceilings, strict=True)}
     for line in lines:
         # A token that may not pay gets ceiling 0, which no card's counter is below.
         record = LimitRecord(
             token_key=line.row.token_key,
             ceiling=ceiling_of.get(line.id, 0),
-            per_tap_cap_minor=line.row.per_tap_cap_minor,
+            per_tap_cap_minor=policy.allowance.per_tap_cap_minor(
+                line.row.assurance, line.row.per_tap_cap_minor
+            ),
             sequence=line.row.record_sequence,
             status=line.status.on_record,
             assurance=line.row.assurance,
@@ -422,6 +493,12 @@ def _decide_account(
             ),
         )
 
+
+_TO_TAKE_BACK: Final = sa.select(store.tokens).where(
+    store.tokens.c.record_version > 0,
+    store.tokens.c.record_status == TokenStatus.ACTIVE.value,
+    store.tokens.c.status != TokenStatus.ACTIVE.value,
+)
 
 _CHANGE: Final = (
     store.tokens.update()

@@ -12,7 +12,7 @@ proof, its assumptions and what happens when each fails: docs/the-reserve-princi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import TypeAlias
@@ -207,21 +207,6 @@ def next_ceiling(claim: IntervalSet, highest: int, budget_minor: int) -> int:
             left -= start - ceiling
         ceiling = end
     return min(ceiling + left, MAX_COUNTER)
-
-
-def allot(claims: Sequence[tuple[IntervalSet, int]], *, free_minor: int, share_minor: int) -> tuple[int, ...]:
-    """The next ceiling of each of an account's active tokens.
-
-    `claims` holds (U, highest) per token, `free_minor` what the account's limit leaves after everything
-    owed and reserved, `share_minor` how much reserve policy lets one token hold.
-    """
-    ceilings = []
-    for claim, highest in claims:
-        budget_minor = min(free_minor, share_minor - measure(claim))
-        ceiling = next_ceiling(claim, highest, budget_minor)
-        free_minor -= measure(subtract(interval_set([(highest, ceiling)]), claim))
-        ceilings.append(ceiling)
-    return tuple(ceilings)
 
 
 def check_invariant(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
+from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
@@ -94,6 +95,10 @@ tokens = sa.Table(
     Column("issued_unix_ms", BigInteger, nullable=False),
     # The highest sequence of any record issued for it: by snapshot, grant or note.
     Column("last_sequence", BigInteger, nullable=False, server_default=sa.text("0")),
+    # (run_start, run_end]: points of its counter line that are posted without a gap, as a rule up to the
+    # newest payment, so that the claims they come from need not be read again and again. Empty: 0, 0.
+    Column("run_start", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("run_end", BigInteger, nullable=False, default=0, server_default="0"),
 )
 
 merchants = sa.Table(
@@ -111,6 +116,8 @@ enrolment_codes = sa.Table(
     Column("merchant_id", ForeignKey("merchants.id"), nullable=False),
     Column("expires_unix_ms", BigInteger, nullable=False),
     Column("used_unix_ms", BigInteger),
+    # By whom: the same gateway may ask again, should the answer have been lost.
+    Column("gateway_id", String(32)),
 )
 
 gateways = sa.Table(
@@ -122,11 +129,42 @@ gateways = sa.Table(
     Column("public_key", LargeBinary(32), nullable=False, unique=True),
     Column("enrolled_unix_ms", BigInteger, nullable=False),
     Column("last_presented_unix_ms", BigInteger),
+    Column("status", String(12), nullable=False, server_default="active"),
+    # Since the last action on it; 0 before any.
+    Column("status_since_unix_ms", BigInteger, nullable=False, server_default="0"),
     # Every approval it stamped up to here has been presented, says the gateway: later ones that claim an
     # earlier time are not believed, and what was granted to its terminal before is free again.
     Column("complete_until_unix_ms", BigInteger),
     # Since when its records are held for review.
     Column("suspended_unix_ms", BigInteger),
+)
+
+gateway_actions = sa.Table(
+    "gateway_actions",
+    metadata,
+    # Who suspended, revoked or reinstated which gateway, when and why.
+    Column("id", sa.Uuid, primary_key=True),
+    Column("gateway_id", ForeignKey("gateways.id"), nullable=False, index=True),
+    Column("action", String(12), nullable=False),
+    Column("by", String(64), nullable=False),
+    Column("reason", String(200), nullable=False),
+    Column("at_unix_ms", BigInteger, nullable=False),
+)
+
+certificates = sa.Table(
+    "certificates",
+    metadata,
+    # Every client certificate given out. Without its row none is let in.
+    Column("serial", LargeBinary(20), primary_key=True),
+    Column("gateway_id", ForeignKey("gateways.id"), nullable=False),
+    # 1, 2, … of its gateway: clocks of replicas differ, this does not.
+    Column("number", Integer, nullable=False),
+    Column("public_key_digest", LargeBinary(32), nullable=False),
+    Column("issued_unix_ms", BigInteger, nullable=False),
+    Column("not_after_unix_ms", BigInteger, nullable=False),
+    Column("first_used_unix_ms", BigInteger),
+    Column("revoked_unix_ms", BigInteger),
+    sa.UniqueConstraint("gateway_id", "number"),
 )
 
 snapshots = sa.Table(
@@ -276,10 +314,11 @@ entries = sa.Table(
     sa.Index(None, "book", "owner_id"),
 )
 
-receipts = sa.Table(
-    "receipts",
+movements = sa.Table(
+    "movements",
     metadata,
-    # Money received for an account, once per reference: a repayment, or funds for the vault.
+    # Money that came in for an account or was asked back from it, once per reference: repayments, funds
+    # into the vault, funds out of it.
     Column("account_id", ForeignKey("accounts.id"), primary_key=True),
     Column("reference", String(64), primary_key=True),
     Column("purpose", String(12), nullable=False),
@@ -515,6 +554,13 @@ class Store:
             raise _unavailable(error) from error
         with connection:
             yield connection
+
+
+def current_epoch(connection: sa.Connection) -> UUID:
+    """Which life of the ledger it is: another one after a restore from a backup."""
+    newest = sa.select(epochs.c.id).order_by(epochs.c.number.desc()).limit(1)
+    epoch: UUID = connection.scalars(newest).one()
+    return epoch
 
 
 def lock_publishing(connection: sa.Connection) -> None:

@@ -37,9 +37,7 @@ def home(tmp_path: Path, ledger_home: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """A gateway's home; the issuer's signing keys are the test's."""
     shutil.copytree(ledger_home, tmp_path / "ledger")
     with Shop(tmp_path) as shop:
-        enrolled = Enrolled(
-            ledger_url="https://127.0.0.1:1", certificate_fingerprint=bytes(32), enrolment=shop.enrolment
-        )
+        enrolled = Enrolled(ledger_url="https://127.0.0.1:1", enrolment=shop.enrolment)
         store_enrolment(shop.home.enrolment, enrolled)
 
         def trusted(home: Path) -> tuple[dict[str, Ed25519PublicKey], int]:

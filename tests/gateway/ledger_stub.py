@@ -33,7 +33,7 @@ class LedgerStub:
         self.on_file: Handler = self.file
         self.on_other: Handler = self.health
         self.url = ""
-        self.fingerprint = b""
+        self.authority = b""
 
     async def post_all(self, request: web.Request) -> web.StreamResponse:
         records = await self.records(request)
@@ -58,7 +58,7 @@ class LedgerStub:
         return web.json_response({"status": "ok", "time_unix_ms": 1})
 
     def client(self) -> LedgerClient:
-        return LedgerClient(self.url, self.fingerprint)
+        return LedgerClient(self.url, self.authority)
 
     @asynccontextmanager
     async def serving(self, folder: Path, port: int = 0) -> AsyncIterator[int]:
@@ -78,7 +78,7 @@ class LedgerStub:
         app.router.add_route("*", "/{tail:.*}", other)
         runner = web.AppRunner(app, shutdown_timeout=0.1)
         await runner.setup()
-        context, self.fingerprint = _tls(folder)
+        context, self.authority = _tls(folder)
         await web.TCPSite(runner, "127.0.0.1", port, ssl_context=context).start()
         bound: int = runner.addresses[0][1]
         self.url = f"https://127.0.0.1:{bound}"
@@ -88,8 +88,14 @@ class LedgerStub:
             await runner.cleanup()
 
 
+def strange_authority(folder: Path) -> bytes:
+    """The certificate of an authority that nobody here has to do with."""
+    (folder / "stranger").mkdir()
+    return _tls(folder / "stranger")[1]
+
+
 def _tls(folder: Path) -> tuple[ssl.SSLContext, bytes]:
-    """A server context with the folder's self-signed certificate, and the certificate's fingerprint."""
+    """A server context with the folder's self-signed certificate, its own authority; and that (DER)."""
     path = folder / "tls.pem"
     if not path.exists():
         key = ec.generate_private_key(ec.SECP256R1())
@@ -115,4 +121,4 @@ def _tls(folder: Path) -> tuple[ssl.SSLContext, bytes]:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(path)
     certificate = x509.load_pem_x509_certificate(path.read_bytes().split(b"-----END PRIVATE KEY-----\n")[1])
-    return context, certificate.fingerprint(hashes.SHA256())
+    return context, certificate.public_bytes(Encoding.DER)

@@ -39,6 +39,8 @@ def enrolment(root: Metadata[Root] | None = None) -> Enrolment:
         token_key_secret=b"\x02" * 32,
         ca_keys=(),
         sealing_key=b"\x03" * 32,
+        authority=b"\x04",
+        certificate=b"\x05",
     )
 
 

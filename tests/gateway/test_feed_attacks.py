@@ -29,7 +29,7 @@ from pos_gateway.ledger.signing import KeyChest, Role, SigningKey, sign_metadata
 from pos_gateway.records import Kind
 from tests.gateway.issuer import KEYS, LIVES, NOW_UNIX_S, Issuer, fixed_key, make_root
 from tests.gateway.journalling import NOW_UNIX_MS
-from tests.gateway.ledger_stub import LedgerStub
+from tests.gateway.ledger_stub import LedgerStub, strange_authority
 from tests.gateway.snapshots import ceiling, enrolment, names, new_feed, record, snapshot
 
 DAY_S = 86_400
@@ -484,7 +484,7 @@ async def test_a_server_that_dribbles_is_given_up(
         return response
 
     ledger.on_file = answer
-    slow = HttpsRepository(ledger.url, ledger.fingerprint, monotonic=monotonic)
+    slow = HttpsRepository(ledger.url, ledger.authority, monotonic=monotonic)
     with pytest.raises(LedgerUnreachable, match="answers too slowly"):
         await asyncio.to_thread(feed.refresh, slow)
     dribbled = "targets/"
@@ -495,7 +495,7 @@ async def test_a_server_that_dribbles_is_given_up(
 
 
 async def test_silence_and_another_server_are_a_line_that_is_down(
-    feed: SnapshotFeed, issuer: Issuer, ledger: LedgerStub
+    feed: SnapshotFeed, issuer: Issuer, ledger: LedgerStub, tmp_path: Path
 ) -> None:
     issuer.publish(3, snapshot(3))
 
@@ -504,14 +504,14 @@ async def test_silence_and_another_server_are_a_line_that_is_down(
         return web.Response()
 
     ledger.on_file = silent
-    dead = HttpsRepository(ledger.url, ledger.fingerprint, silence_s=0.2)
+    dead = HttpsRepository(ledger.url, ledger.authority, silence_s=0.2)
     with pytest.raises(LedgerUnreachable, match="did not answer in time"):
         await asyncio.to_thread(feed.refresh, dead)
-    slow_to_begin = HttpsRepository(ledger.url, ledger.fingerprint, patience_s=0.2)
+    slow_to_begin = HttpsRepository(ledger.url, ledger.authority, patience_s=0.2)
     with pytest.raises(LedgerUnreachable):
         await asyncio.to_thread(feed.refresh, slow_to_begin)
     ledger.requests.clear()
-    other = HttpsRepository(ledger.url, bytes(32))
+    other = HttpsRepository(ledger.url, strange_authority(tmp_path))
     with pytest.raises(LedgerUnreachable, match="not the ledger this gateway enrolled with"):
         await asyncio.to_thread(feed.refresh, other)
     assert ledger.requests == [], "nothing is asked of a stranger"

@@ -5,7 +5,9 @@ Real cards, limits, journal, ledger and keys; only reader and network are left o
 
 from __future__ import annotations
 
+import queue
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
@@ -21,10 +23,12 @@ from pos_gateway.emv.note import put_note_data
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import Merchant
 from pos_gateway.errors import NotFound
+from pos_gateway.gateway.lane import Lane, PaymentView, State
 from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, TapAgain
 from pos_gateway.inquiry import NoteToWrite, OnlineAnswer
 from pos_gateway.lab.direct_line import Mishap
 from pos_gateway.lab.field import DirectChannel
+from pos_gateway.lab.forged_card import with_another_icc_key
 from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger.accounts import TokenStatus
@@ -34,6 +38,7 @@ from pos_gateway.limits.record import LimitRecord, token_key
 from pos_gateway.limits.single import SINGLE_BYTES, SingleLimit, read_single
 from pos_gateway.limits.single import Kind as SingleKind
 from pos_gateway.records import Kind, Record
+from tests.gateway.test_api import FieldReader
 from tests.gateway.test_till import Clock
 
 LIMIT_MINOR = 30_000
@@ -416,6 +421,14 @@ def test_a_tc_that_was_read_and_declined_is_renounced_with_its_evidence(
     assert renounced.proof
 
 
+def test_a_forged_card_s_answer_leaves_nothing_to_renounce(
+    shop: Shop, token: tuple[str, Personalisation]
+) -> None:
+    forged = VirtualCard(with_another_icc_key(token[1]))
+    assert reason(pay(shop, forged, 1_000)) is Reason.AUTHENTICATION_FAILED
+    assert of_kind(shop, Kind.RENUNCIATION) == []
+
+
 def test_what_a_card_claimed_in_a_declined_payment_is_remembered(
     shop: Shop, token: tuple[str, Personalisation]
 ) -> None:
@@ -654,3 +667,111 @@ def test_nothing_is_journalled_of_a_sale_that_waits_for_its_grant(shop: Shop, ca
     with pytest.raises(NotFound):
         shop.journal.get(payment.id)
     assert shop.journal.exposure.count == 0
+
+
+# Lanes
+
+
+def lane_of(shop: Shop, name: str, told: queue.Queue[PaymentView]) -> tuple[Lane, FieldReader]:
+    reader = FieldReader()
+    lane = Lane(name, reader, shop.till, card_timeout_s=20, show=told.put)
+    lane.start()
+    return lane, reader
+
+
+def final(told: queue.Queue[PaymentView]) -> PaymentView:
+    while True:
+        view = told.get(timeout=20)
+        if view.state.final or view.state is State.TAP_AGAIN:
+            return view
+
+
+def test_approved_is_told_before_the_note_is_written(shop: Shop, card: VirtualCard) -> None:
+    told: queue.Queue[PaymentView] = queue.Queue()
+    order: list[str] = []
+    lane, reader = lane_of(shop, "one", told)
+
+    def show(view: PaymentView) -> None:
+        if view.state.final:
+            order.append(view.state.value)
+        told.put(view)
+
+    lane._show = show
+
+    def listen(command: bytes, answer: bytes) -> bytes:
+        if command[1] == PUT_DATA:
+            order.append("note")
+        return answer
+
+    lane.take(sale(shop))
+    reader.field.put(lambda: DirectChannel(card, alter=listen))
+    assert final(told).state is State.APPROVED
+    lane.take(sale(shop, 100))  # taken at once, though the note may still be on its way
+    reader.present(card)
+    assert final(told).state is State.APPROVED
+    lane.close()
+    assert order == ["approved", "note", "approved"]
+    assert card.state.note
+
+
+def test_a_lane_that_waits_for_the_issuer_keeps_no_other_lane_waiting(shop: Shop, card: VirtualCard) -> None:
+    other = VirtualCard(shop.issue(limit_minor=LIMIT_MINOR)[1])
+    shop.publish()
+    shop.till._grant_budget_s = 10.0
+    shop.line.mishaps.append(Mishap.LATE)
+    waiting, free = queue.Queue[PaymentView](), queue.Queue[PaymentView]()
+    first, first_reader = lane_of(shop, "one", waiting)
+    second, second_reader = lane_of(shop, "two", free)
+    first.take(sale(shop))
+    first_reader.present(card)
+    while waiting.get(timeout=20).step != "asking_issuer":
+        pass
+    second.take(sale(shop, 500))
+    second_reader.present(other)
+    assert final(free).state is State.APPROVED
+    assert waiting.empty()
+    while not shop.line._late:
+        time.sleep(0.01)
+    shop.line.bring()
+    assert final(waiting).state is State.APPROVED
+    first.close()
+    second.close()
+
+
+def test_a_lane_asks_to_tap_again_and_takes_the_grant_that_came_meanwhile(
+    shop: Shop, card: VirtualCard
+) -> None:
+    told: queue.Queue[PaymentView] = queue.Queue()
+    shop.line.mishaps.append(Mishap.LATE)
+    lane, reader = lane_of(shop, "one", told)
+    lane.take(sale(shop))
+    reader.present(card)
+    again = final(told)
+    assert (again.state, again.reason) == (State.TAP_AGAIN, Reason.ISSUER_SLOW)
+    shop.line.bring()
+    reader.present(card)
+    while (view := final(told)).state is State.TAP_AGAIN:
+        pass
+    assert view.state is State.APPROVED
+    lane.close()
+
+
+def test_a_renounced_tap_frees_its_credit_at_the_card_s_next_payment(shop: Shop, card: VirtualCard) -> None:
+    payment = sale(shop)
+    torn = tap(shop, payment, card, leaves_after=7)
+    assert isinstance(torn, TapAgain)
+    shop.till.give_up(payment, torn.decline)
+    shop.till.end(payment)
+    assert source(pay(shop, card, 5_000)) == "grant"
+    queue_ = shop.journal.records(0, 1000)
+    verdicts = shop.present([record for record in queue_ if record.kind.presented])
+    assert [verdict.verdict.value for verdict in verdicts] == ["posted", "posted"]
+    assert shop.ledger.alarms() == ()
+    account = shop.ledger.accounts()[0]
+    assert account.outstanding_minor == 5_000
+    # The 10,000 of the torn tap are nobody's any more: they reserve nothing.
+    assert account.free_minor + account.reserve_minor == LIMIT_MINOR - 5_000
+    token = account.tokens[0]
+    assert token.ceiling is not None
+    assert account.reserve_minor == token.ceiling - card.state.counter
+    shop.ledger.check_books()

@@ -51,9 +51,7 @@ def test_an_enrolment_is_kept_and_never_replaced_by_another_gateway_s(tmp_path: 
     path = tmp_path / "enrolment.json"
     with pytest.raises(NotFound):
         load_enrolment(path)
-    enrolled = Enrolled(
-        ledger_url="https://127.0.0.1:1", certificate_fingerprint=bytes(32), enrolment=enrolment()
-    )
+    enrolled = Enrolled(ledger_url="https://127.0.0.1:1", enrolment=enrolment())
     store_enrolment(path, enrolled)
     store_enrolment(path, enrolled)
     assert load_enrolment(path) == enrolled
@@ -69,9 +67,7 @@ def test_an_enrolment_is_kept_and_never_replaced_by_another_gateway_s(tmp_path: 
 def test_a_broken_enrolment_names_the_field_and_not_its_value(tmp_path: Path) -> None:
     path = tmp_path / "enrolment.json"
     secret = enrolment().token_key_secret
-    enrolled = Enrolled(
-        ledger_url="https://127.0.0.1:1", certificate_fingerprint=bytes(32), enrolment=enrolment()
-    )
+    enrolled = Enrolled(ledger_url="https://127.0.0.1:1", enrolment=enrolment())
     assert repr(secret) not in repr(enrolled)
     store_enrolment(path, enrolled)
     path.write_text(path.read_text().replace('"token_key_epoch": 1', '"token_key_epoch": "TOPSECRET"'))

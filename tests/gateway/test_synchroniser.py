@@ -25,7 +25,7 @@ from pos_gateway.gateway.synchroniser import Line, Synchroniser, SynchroniserSta
 from pos_gateway.records import Kind, Verdict, verify_batch
 from tests.gateway.issuer import Issuer
 from tests.gateway.journalling import GATEWAY_ID, KEY, NOW_UNIX_MS, new_id, open_journal, sale
-from tests.gateway.ledger_stub import LedgerStub
+from tests.gateway.ledger_stub import LedgerStub, strange_authority
 from tests.gateway.snapshots import enrolment, snapshot
 
 SALES = 25
@@ -293,13 +293,13 @@ def test_backoff_grows_is_bounded_and_spread() -> None:
 async def test_another_ledger_s_certificate_is_not_spoken_to(
     tmp_path: Path, journal: Journal, ledger: LedgerStub
 ) -> None:
-    async with LedgerClient(ledger.url, bytes(32)) as client:
+    async with LedgerClient(ledger.url, strange_authority(tmp_path)) as client:
         with pytest.raises(LedgerUnreachable, match="not the ledger this gateway enrolled with"):
             await Shop(tmp_path, journal, client).synchroniser.synchronise()
     assert ledger.bodies == []
     with pytest.raises(InvalidConfiguration, match="https"):
-        LedgerClient("http://127.0.0.1:1", bytes(32))
-    with pytest.raises(InvalidConfiguration, match="fingerprint"):
+        LedgerClient("http://127.0.0.1:1", ledger.authority)
+    with pytest.raises(InvalidConfiguration, match="not a certificate"):
         LedgerClient("https://127.0.0.1:1", bytes(20))
 
 

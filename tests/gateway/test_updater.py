@@ -22,7 +22,6 @@ from tests.gateway.test_with_ledger import MERCHANT, serving
 class Plain(FetcherInterface):
     def __init__(self, certificate: Path) -> None:
         self._context = ssl.create_default_context(cafile=str(certificate))
-        self._context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
 
     def _fetch(self, url: str) -> Iterator[bytes]:
         try:
@@ -40,7 +39,7 @@ def updated(ledger: Ledger, url: str, folder: Path, root: bytes | None) -> Updat
         f"{url}/v1/tuf/metadata/",
         str(folder),
         f"{url}/v1/tuf/targets/",
-        fetcher=Plain(ledger.keys.tls_certificate),
+        fetcher=Plain(ledger.home / "keys" / "authority.crt"),
         bootstrap=root,
     )
     updater.refresh()
@@ -58,8 +57,8 @@ async def test_tufs_own_updater_follows_us(tmp_path: Path) -> None:
     with Ledger.create(tmp_path / "ledger", issuer="Test Issuer") as ledger:
         account = ledger.open_account(holder="A. Customer", limit_minor=100_000)
         ledger.issue_token(account.id)
-        key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-        root = ledger.enrol(EnrolmentRequest(code=ledger.invite(MERCHANT), public_key=key)).trusted_root
+        request = EnrolmentRequest.make(ledger.invite(MERCHANT), Ed25519PrivateKey.generate())
+        root = ledger.enrol(request).trusted_root
         async with serving(ledger) as url:
             folder = tmp_path / "client"
             updater = await asyncio.to_thread(updated, ledger, url, folder, root)

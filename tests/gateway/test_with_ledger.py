@@ -13,9 +13,13 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from pos_gateway.enrolment import Merchant, parse_code
+from pos_gateway.enrolment import Merchant
 from pos_gateway.errors import AuthenticationFailed, LedgerUnreachable
+from pos_gateway.gateway.certificate import connect
+from pos_gateway.gateway.config import Home
+from pos_gateway.gateway.enrolling import enroll
 from pos_gateway.gateway.feed import SnapshotFeed
+from pos_gateway.gateway.identity import load_identity
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.synchroniser import Synchroniser
@@ -47,19 +51,19 @@ async def serving(ledger: Ledger, port: int = 0) -> AsyncIterator[str]:
 
 
 async def test_enrol_fetch_limits_and_present(tmp_path: Path) -> None:
-    key = Ed25519PrivateKey.generate()
     with Ledger.create(tmp_path / "ledger", issuer="Test Issuer") as ledger:
         account = ledger.open_account(holder="A. Customer", limit_minor=100_000)
         ledger.issue_token(account.id)
         ledger.publish()
         code = ledger.invite(MERCHANT)
-        fingerprint = parse_code(code)[1]
+        home = Home(tmp_path / "gateway")
         async with serving(ledger) as url:
-            async with LedgerClient(url, fingerprint) as client:
-                enrolment = await client.enrol(code, key.public_key())
-                assert enrolment.merchant == MERCHANT
-                with pytest.raises(AuthenticationFailed, match="used already"):
-                    await client.enrol(code, Ed25519PrivateKey.generate().public_key())
+            enrolment = await enroll(home, url, code)
+            assert enrolment.merchant == MERCHANT
+            key = load_identity(home.identity_key)
+            with pytest.raises(AuthenticationFailed, match="used already"):
+                await enroll(Home(tmp_path / "thief"), url, code)
+            async with connect(home) as client:
                 assert abs(await client.ledger_time_unix_ms() - now_unix_ms()) < 60_000
 
                 (tmp_path / "snapshots").mkdir()
@@ -90,8 +94,8 @@ async def test_enrol_fetch_limits_and_present(tmp_path: Path) -> None:
                     stranger = Ed25519PrivateKey.generate()
                     with pytest.raises(AuthenticationFailed):
                         await client.present(enrolment.gateway_id, journal.records(0, 1), stranger)
-            async with LedgerClient(url, fingerprint) as client:
+            async with LedgerClient(url, enrolment.authority) as client:
                 await client.ledger_time_unix_ms()
-        async with LedgerClient(url, fingerprint) as client:
+        async with connect(home) as client:
             with pytest.raises(LedgerUnreachable):
                 await client.ledger_time_unix_ms()

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import secrets
+import ssl
+import tempfile
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from tuf.api.metadata import Metadata, Root
 
 from pos_gateway.distribution import LimitKeys
@@ -22,6 +27,7 @@ from pos_gateway.emv.authentication import authenticate_card, authenticate_crypt
 from pos_gateway.emv.dialogue import converse, read_card, request_cryptogram
 from pos_gateway.emv.transcript import Transcript
 from pos_gateway.enrolment import Enrolment, EnrolmentRequest, Merchant
+from pos_gateway.gateway.fetcher import authority_context
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger import Ledger
 from pos_gateway.ledger.settlement import RecordVerdict
@@ -44,11 +50,30 @@ class Clock:
         return self.now_s
 
 
+def context(
+    authority: bytes,
+    certificate: bytes | None = None,
+    key: ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey | None = None,
+) -> ssl.SSLContext:
+    """For connections to the server of this authority, with a client certificate or without."""
+    made = authority_context(authority)
+    if certificate is not None and key is not None:
+        with tempfile.NamedTemporaryFile() as file:
+            file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+            file.write(x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM))
+            file.flush()
+            made.load_cert_chain(file.name)
+    return made
+
+
 @dataclass
 class Shop:
     ledger: Ledger
     enrolment: Enrolment
     key: Ed25519PrivateKey
+    tls_key: ec.EllipticCurvePrivateKey = field(
+        default_factory=lambda: ec.generate_private_key(ec.SECP256R1())
+    )
     sequence: int = 0
     last_hash: bytes = GENESIS_HASH
     snapshot_version: int = 0
@@ -56,9 +81,13 @@ class Shop:
     @classmethod
     def enrol(cls, ledger: Ledger, merchant: Merchant = MERCHANT) -> Shop:
         key = Ed25519PrivateKey.generate()
-        code = ledger.invite(merchant)
-        request = EnrolmentRequest(code=code, public_key=key.public_key().public_bytes_raw())
-        return cls(ledger, ledger.enrol(request), key)
+        tls_key = ec.generate_private_key(ec.SECP256R1())
+        request = EnrolmentRequest.make(ledger.invite(merchant), key, tls_key)
+        return cls(ledger, ledger.enrol(request), key, tls_key)
+
+    def context(self, certificate: bytes | None = None) -> ssl.SSLContext:
+        """For connections that show this shop's first certificate, or another for the same key."""
+        return context(self.enrolment.authority, certificate or self.enrolment.certificate, self.tls_key)
 
     def seal(self, proof: bytes) -> bytes:
         return Seal(self.sealing_key, secrets.token_bytes).seal(proof)

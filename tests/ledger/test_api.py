@@ -12,14 +12,15 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding
 
-from pos_gateway.enrolment import Enrolment, parse_code
+from pos_gateway.enrolment import Enrolment, EnrolmentRequest
 from pos_gateway.errors import Unavailable
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger import Ledger, api
-from tests.ledger.shop import MERCHANT, Clock, Shop
+from tests.ledger.shop import MERCHANT, Clock, Shop, context
 
 
 @dataclass
@@ -46,6 +47,7 @@ class Line:
                 "Pos-Gateway-Id": shop.enrolment.gateway_id,
                 "Pos-Gateway-Signature": base64.b64encode(signature).decode(),
             },
+            ssl=shop.context(),
         )
 
 
@@ -61,14 +63,14 @@ async def port(ledger: Ledger) -> AsyncIterator[int]:
 
 @pytest_asyncio.fixture
 async def line(ledger: Ledger, port: int) -> AsyncIterator[Line]:
-    pin = aiohttp.Fingerprint(parse_code(ledger.invite(MERCHANT))[1])
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=pin)) as session:
+    authority = context(ledger.keys.authority.certificate.public_bytes(Encoding.DER))
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=authority)) as session:
         yield Line(session, f"https://127.0.0.1:{port}")
 
 
 def enrolment_request(code: str, **changes: object) -> bytes:
-    key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-    return json.dumps({"code": code, "public_key": base64.b64encode(key).decode(), **changes}).encode()
+    request = EnrolmentRequest.make("X" if len(code) > 128 else code, Ed25519PrivateKey.generate())
+    return json.dumps({**json.loads(request.model_dump_json()), "code": code, **changes}).encode()
 
 
 async def test_health_tells_the_ledgers_time(ledger: Ledger, line: Line, clock: Clock) -> None:
@@ -79,24 +81,15 @@ async def test_health_tells_the_ledgers_time(ledger: Ledger, line: Line, clock: 
     )
 
 
-async def test_another_certificate_than_the_pinned_one_is_not_talked_to(port: int) -> None:
-    pin = aiohttp.Fingerprint(bytes(32))
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=pin)) as session:
-        with pytest.raises(aiohttp.ServerFingerprintMismatch):
-            await session.get(f"https://127.0.0.1:{port}/v1/health")
-
-
 async def test_enrol_fetch_tap_present(ledger: Ledger, line: Line, icc_key: rsa.RSAPrivateKey) -> None:
     account = ledger.open_account(holder="Li Na", limit_minor=50_000)
     card = VirtualCard(ledger.issue_token(account.id, icc_key=icc_key).personalisation)
     published = ledger.publish()
 
-    key = Ed25519PrivateKey.generate()
-    public_key = base64.b64encode(key.public_key().public_bytes_raw()).decode()
+    key, tls_key = Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())
     code = ledger.invite(MERCHANT)
-    async with line.session.post(
-        line.url + "/v1/enrolments", json={"code": code, "public_key": public_key}
-    ) as response:
+    asked = EnrolmentRequest.make(code, key, tls_key).model_dump_json()
+    async with line.session.post(line.url + "/v1/enrolments", data=asked) as response:
         assert response.status == 200
         enrolment = Enrolment.parse(await response.read())
     status, answer = await line.post("/v1/enrolments", enrolment_request(code))
@@ -109,7 +102,7 @@ async def test_enrol_fetch_tap_present(ledger: Ledger, line: Line, icc_key: rsa.
     status, root = await line.get("/v1/tuf/metadata/1.root.json")
     assert (status, root) == (200, enrolment.trusted_root)
 
-    shop = Shop(ledger, enrolment, key)
+    shop = Shop(ledger, enrolment, key, tls_key)
     record = shop.tap(card, 1930)
     batch = shop.batch([record])
     status, answer = await line.present(shop, *batch)
@@ -182,7 +175,9 @@ async def test_bodies_are_bounded(ledger: Ledger, line: Line, monkeypatch: pytes
 
     shop = Shop.enrol(ledger)
     headers = {"Pos-Gateway-Id": shop.enrolment.gateway_id, "Pos-Gateway-Signature": "AAAA"}
-    async with line.session.post(line.url + "/v1/presentments", data=endless(), headers=headers) as response:
+    async with line.session.post(
+        line.url + "/v1/presentments", data=endless(), headers=headers, ssl=shop.context()
+    ) as response:
         assert response.status == 413
     async with line.session.post(line.url + "/v1/enrolments", data=endless()) as response:
         assert response.status == 411
@@ -218,7 +213,7 @@ async def test_a_batch_that_is_not_signed_is_not_read(ledger: Ledger, line: Line
     status, answer = await line.post(
         "/v1/presentments", body, headers={"Pos-Gateway-Id": "gw-x", "Pos-Gateway-Signature": "AAAA"}
     )
-    assert (status, "not enrolled" in answer["error"]["reason"]) == (401, True)
+    assert (status, "client certificate" in answer["error"]["reason"]) == (401, True)
     status, _ = await line.post(
         "/v1/presentments", body, headers={"Pos-Gateway-Id": "gw-x", "Pos-Gateway-Signature": "?"}
     )

@@ -15,8 +15,7 @@ from tests.ledger.shop import MERCHANT, Clock, Shop
 
 
 def request(code: str) -> EnrolmentRequest:
-    key = Ed25519PrivateKey.generate().public_key().public_bytes_raw()
-    return EnrolmentRequest(code=code, public_key=key)
+    return EnrolmentRequest.make(code, Ed25519PrivateKey.generate())
 
 
 def test_an_enrolment_says_whom_to_trust_and_whom_to_pay(ledger: Ledger) -> None:
@@ -38,7 +37,7 @@ def test_an_enrolment_says_whom_to_trust_and_whom_to_pay(ledger: Ledger) -> None
 
 def test_a_code_carries_the_pin_and_is_forgiving_to_type(ledger: Ledger) -> None:
     code = ledger.invite(MERCHANT)
-    assert parse_code(code)[1] == ledger.keys.tls_fingerprint
+    assert parse_code(code)[1] == ledger.keys.authority.fingerprint
     ledger.enrol(request(code.lower().replace("-", " ")))
 
 
@@ -78,13 +77,13 @@ def test_only_a_hash_of_a_code_is_kept(ledger: Ledger) -> None:
 
 
 def test_one_key_is_one_gateway(ledger: Ledger) -> None:
-    first = request(ledger.invite(MERCHANT))
-    ledger.enrol(first)
+    key = Ed25519PrivateKey.generate()
+    ledger.enrol(EnrolmentRequest.make(ledger.invite(MERCHANT), key))
     second = ledger.invite(MERCHANT)
     with pytest.raises(Conflict, match="enrolled already"):
-        ledger.enrol(EnrolmentRequest(code=second, public_key=first.public_key))
+        ledger.enrol(EnrolmentRequest.make(second, key))
     with pytest.raises(InvalidMessage, match="public_key"):
-        ledger.enrol(EnrolmentRequest(code=second, public_key=b"short"))
+        ledger.enrol(request(second).model_copy(update={"public_key": b"short"}))
     # Neither used the code up.
     ledger.enrol(request(second))
 

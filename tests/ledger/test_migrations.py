@@ -118,7 +118,16 @@ def test_a_step_that_fails_leaves_nothing(empty: tuple[sa.Engine, sa.Engine]) ->
 
 # Small, the same everywhere, or made at random with room for the whole world: why a key of a table that
 # is not split by account cannot clash between two shards.
-EVERYWHERE = {"policies", "epochs", "merchants", "gateways", "snapshots", "enrolment_codes"}
+EVERYWHERE = {
+    "policies",
+    "epochs",
+    "merchants",
+    "gateways",
+    "gateway_actions",
+    "certificates",
+    "snapshots",
+    "enrolment_codes",
+}
 GLOBALLY_UNIQUE = {
     "accounts": {"id"},
     "tokens": {"id", "token_key"},  # 80 random bits; an HMAC of a token number that stands once

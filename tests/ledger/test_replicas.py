@@ -21,11 +21,10 @@ import aiohttp
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from pos_gateway.enrolment import parse_code
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger import Ledger
 from pos_gateway.records import Kind, Record
-from tests.ledger.shop import MERCHANT, Clock, Shop
+from tests.ledger.shop import Clock, Shop
 
 REPLICAS = 3
 
@@ -104,10 +103,10 @@ async def test_concurrent_duplicates_at_several_replicas_are_posted_once(
     sendings = [(port, *batch) for port in ports for batch in batches]
     sendings += [(rng.choice(ports), shop, records[1:]) for shop, records in batches]
     rng.shuffle(sendings)
-    pin = aiohttp.Fingerprint(parse_code(ledger.invite(MERCHANT))[1])
+    contexts = {shop.enrolment.gateway_id: shop.context() for shop in shops}
     answers: dict[uuid.UUID, list[str]] = {}
 
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=pin)) as session:
+    async with aiohttp.ClientSession() as session:
 
         async def present(port: int, shop: Shop, records: list[Record]) -> None:
             body, signature = shop.batch(records)
@@ -116,7 +115,8 @@ async def test_concurrent_duplicates_at_several_replicas_are_posted_once(
                 "Pos-Gateway-Signature": base64.b64encode(signature).decode(),
             }
             url = f"https://127.0.0.1:{port}/v1/presentments"
-            async with session.post(url, data=body, headers=headers) as response:
+            tls = contexts[shop.enrolment.gateway_id]
+            async with session.post(url, data=body, headers=headers, ssl=tls) as response:
                 answer: dict[str, Any] = json.loads(await response.read())
                 assert response.status == 200, answer
             for record, verdict in zip(records, answer["verdicts"], strict=True):

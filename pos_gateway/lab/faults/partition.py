@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from pos_gateway.errors import LedgerUnreachable
+from pos_gateway.errors import CertificateLapsed, LedgerUnreachable
+from pos_gateway.gateway.certificate import connect
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import JournalReader
 from pos_gateway.gateway.ledger_client import LedgerClient
@@ -107,11 +108,11 @@ async def _present_again(site: Site, url: str, chance: random.Random) -> Counter
     async def present(client: LedgerClient, batch: list[Record]) -> list[Verdict]:
         try:
             answers = await client.present(enrolled.enrolment.gateway_id, batch, key)
-        except LedgerUnreachable:  # busy: it says so, and nothing is lost
-            return []
+        except (LedgerUnreachable, CertificateLapsed):
+            return []  # busy, or the gateway has a newer certificate: it is told so, and nothing is lost
         return [answer.verdict for answer in answers]
 
-    async with LedgerClient(url, enrolled.certificate_fingerprint) as client:
+    async with connect(site.home, url) as client:
         verdicts = await asyncio.gather(*(present(client, batch) for batch in batches if batch))
     return Counter(verdict for batch in verdicts for verdict in batch)
 

@@ -124,8 +124,7 @@ def _begin(shop: Shop, chance: random.Random) -> _Scene:
             raise PosGatewayError(f"a payment was not approved: {outcome}")
         records.append(outcome.record)
     key = Ed25519PrivateKey.generate()
-    code = shop.ledger.invite(MERCHANT)
-    request = EnrolmentRequest(code=code, public_key=key.public_key().public_bytes_raw())
+    request = EnrolmentRequest.make(shop.ledger.invite(MERCHANT), key)
     other = _Gateway(shop.ledger.enrol(request).gateway_id, key)
     scene = _Scene(shop, records, _Gateway(shop.enrolment.gateway_id, shop.key), other, chance)
     if scene.present(scene.own, records, shop.key) != {Verdict.POSTED}:

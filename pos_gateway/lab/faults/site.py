@@ -29,6 +29,8 @@ from pos_gateway.records import Kind, uuid7
 
 AMOUNT_MINOR: Final = 7
 _LIMIT_MINOR: Final = 100_000_000
+# The gateway's certificate is renewed all the while: that may be what is interrupted.
+_POLICY: Final = Policy(card_tc_rate_limit=1_000_000, certificate_life_s=60)
 _POLL_S: Final = 0.002
 _RETRY_S: Final = 0.02
 _ANSWER_TIMEOUT_S: Final = 30.0
@@ -45,7 +47,7 @@ class Site:
         self.ledger_home = folder / "ledger"
         self._card = folder / "card.json"
         self._port = 0
-        with Shop(folder, policy=Policy(card_tc_rate_limit=1_000_000)) as shop:
+        with Shop(folder, policy=_POLICY) as shop:
             _, personalisation = shop.issue(limit_minor=_LIMIT_MINOR)
             shop.publish()
         self._card.write_text(personalisation.to_json())
@@ -68,14 +70,7 @@ class Site:
         """What a gateway that starts from now on takes for the ledger's address."""
         was = load_enrolment(self.home.enrolment)
         self.home.enrolment.unlink()
-        store_enrolment(
-            self.home.enrolment,
-            Enrolled(
-                ledger_url=url,
-                certificate_fingerprint=was.certificate_fingerprint,
-                enrolment=was.enrolment,
-            ),
-        )
+        store_enrolment(self.home.enrolment, Enrolled(ledger_url=url, enrolment=was.enrolment))
 
     def stop(self) -> None:
         """End both programs in order."""

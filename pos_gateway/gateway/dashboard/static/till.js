@@ -85,12 +85,32 @@ function drawStatus(next) {
   at("recent-empty").hidden = next.recent.length > 0;
 }
 
+const BOUNDS = {
+  unsynchronised_count: "the number of payments that may wait",
+  unsynchronised_amount: "the amount that may wait",
+  unsynchronised_age: "how long the oldest payment may wait",
+  limits_stale: "limits to be refreshed; then smaller taps only",
+  limits_expire: "the end of the limits here",
+  no_limits: "no valid limits are here",
+  clock: "the clock is not trusted",
+};
+
+function forecastSentence(forecast) {
+  const bound = BOUNDS[forecast.first] || forecast.first;
+  if (forecast.stopped) return `Without a line nothing more can be approved: ${bound}.`;
+  const at = forecast.first_at_unix_ms
+    ? `, about ${new Date(forecast.first_at_unix_ms).toLocaleString()}` : "";
+  return `Without a line: ${forecast.amount_left} more, one tap up to ${forecast.per_tap_cap}. `
+    + `First comes ${bound}${at}.`;
+}
+
 function drawAges() {
   if (!status) return;
   const { queue, snapshot } = status;
   at("queue-text").textContent = queue.count === 0 ? "Everything has reached the ledger."
     : `${queue.count} payment${queue.count === 1 ? "" : "s"}, the oldest ${ago(queue.oldest_at_unix_ms)} old. `
       + `Up to ${queue.cap} can wait.`;
+  at("forecast-text").textContent = forecastSentence(status.forecast);
   at("limits-word").textContent = snapshot ? FRESHNESS[snapshot.freshness] : "None";
   at("limits-text").textContent = snapshot
     ? `Version ${snapshot.version}, ${snapshot.count} cards, ${ago(snapshot.valid_from_unix_s * 1000)} old; `

@@ -13,7 +13,7 @@ from alembic import op
 from pos_gateway.ledger.migrations import make_immutable
 
 revision = "0004"
-down_revision = "0002"
+down_revision = "0003"
 branch_labels = None
 depends_on = None
 
@@ -40,14 +40,14 @@ def upgrade() -> None:
             "FROM publications_kept p JOIN snapshots s ON s.version = p.snapshot_version"
         )
     _let_transfers_have_no_gateway()
-    _create_receipts()
+    _create_movements()
     _create_renunciations()
     _create_reviews()
     _create_conflicts()
 
 
 def downgrade() -> None:
-    for table in ("conflicts", "reviews", "write_offs", "renunciations", "receipts"):
+    for table in ("conflicts", "reviews", "write_offs", "renunciations", "movements"):
         op.drop_table(table)
     _make_transfers_have_a_gateway()
     with _made_again("publications"):
@@ -263,9 +263,9 @@ def _create_entries() -> None:
     op.create_index("entries_by_book_owner_id", "entries", ["book", "owner_id"], unique=False)
 
 
-def _create_receipts() -> None:
+def _create_movements() -> None:
     op.create_table(
-        "receipts",
+        "movements",
         sa.Column("account_id", sa.String(length=32), nullable=False),
         sa.Column("reference", sa.String(length=64), nullable=False),
         sa.Column("purpose", sa.String(length=12), nullable=False),
@@ -273,9 +273,9 @@ def _create_receipts() -> None:
         sa.Column("state", sa.String(length=12), nullable=False),
         sa.Column("received_unix_ms", sa.BigInteger(), nullable=False),
         sa.Column("settled_unix_ms", sa.BigInteger(), nullable=True),
-        sa.CheckConstraint("amount_minor > 0", name="receipts_amount_positive_check"),
-        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name="receipts_account_id_fkey"),
-        sa.PrimaryKeyConstraint("account_id", "reference", name="receipts_pkey"),
+        sa.CheckConstraint("amount_minor > 0", name="movements_amount_positive_check"),
+        sa.ForeignKeyConstraint(["account_id"], ["accounts.id"], name="movements_account_id_fkey"),
+        sa.PrimaryKeyConstraint("account_id", "reference", name="movements_pkey"),
     )
 
 
