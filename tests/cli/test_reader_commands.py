@@ -14,6 +14,8 @@ import pytest
 from pos_gateway.cli import main as cli
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.gateway.config import firmware_config
+from pos_gateway.lab.programs import Program
+from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.udp_card import UdpField
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.lab.virtual_reader import VirtualReader
@@ -149,3 +151,28 @@ def test_a_card_is_read_on_a_frontend_too(told: Told, run: Run, field: UdpField,
     field.insert(VirtualCard(Personalisation.from_json(card.read_text())))
     code, read = run("card", "read", "--home", place, "--reader", field.path, "--wait", "20")
     assert (code, read["authentic"]) == (0, True)
+
+
+def test_a_gateway_takes_a_tap_on_a_frontend(
+    run: Run, field: UdpField, ledger_home: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(ledger_home, tmp_path / "ledger")
+    with Shop(tmp_path) as shop:
+        _, own = shop.issue(limit_minor=1000)
+        shop.publish()
+        place = shop.home.path
+    (place / "gateway.toml").write_text(
+        f'[reader]\nname_pattern = "udp"\nfrontends = ["{field.path}"]\n[http]\nport = 0\n'
+    )
+    card = VirtualCard(own)
+    gateway = Program("gateway", "serve", "--home", str(place), log=tmp_path / "log")
+    try:
+        code, status = run("gateway", "status", "--home", place)
+        (lane,) = status["lanes"]
+        assert (code, lane["reader"], lane["present"]) == (0, field.path, True)
+        field.insert(card)
+        code, paid = run("payment", "start", "0.01", "--home", place)
+        assert (code, paid["state"]) == (0, "approved"), paid
+        assert card.state.counter == own.counter + 1
+    finally:
+        gateway.stop()

@@ -222,6 +222,25 @@ def test_a_driver_that_refuses_escape_commands_is_asked_once(
     reader.close()
 
 
+@pytest.mark.parametrize(
+    ("features", "allowed"),
+    [
+        # As libccid answers CM_IOCTL_GET_FEATURE_REQUEST: tag, length 4, control code, for each feature.
+        ("0A0442330004 120442330012 130442000001", True),
+        ("120442330012", False),
+        ("", False),
+        ("120442330013", False),
+    ],
+)
+def test_whether_escape_commands_are_allowed_stands_among_the_features(
+    model: ReaderModel, monkeypatch: pytest.MonkeyPatch, features: str, allowed: bool
+) -> None:
+    reader = PcscReader("never opened", model=model)
+    monkeypatch.setattr(reader.commands, "_control", lambda code, command: bytes.fromhex(features))
+    assert reader.commands.escape_allowed() is allowed
+    reader.close()
+
+
 def test_refused_commands_go_as_pseudo_apdus_while_a_card_is_open(
     virtual_reader: VirtualReader, model: ReaderModel
 ) -> None:

@@ -123,6 +123,15 @@ def test_a_tester_with_any_card(issued: tuple[Path, Path], tmp_path: Path) -> No
     assert "no issuer for the tester's card: --card-home" in said
 
 
+def test_the_virtual_card_on_the_other_driver(issued: tuple[Path, Path], tmp_path: Path) -> None:
+    with VirtualReader(slots=1) as virtual:
+        hands = Hands(virtual, issued[1], tmp_path / "state")
+        code, said = run(virtual, hands, "--reader", "udp", "--hil-report", str(tmp_path / "report"))
+    assert code == 0, said
+    assert not hands.asked
+    assert "firmware</th><td>UDP" in (tmp_path / "report" / "report.html").read_text()
+
+
 def test_a_reader_that_is_not_there(issued: tuple[Path, Path], tmp_path: Path) -> None:
     with VirtualReader(slots=1) as virtual:
         tester = Hands(virtual, issued[1], tmp_path / "state")

@@ -164,7 +164,6 @@ class PcscReader:
     def close(self) -> None:
         self._indicator.close()
         self._drop()
-        self.commands.close()
 
     def _next_state(self, known: int, deadline: float) -> int | None:
         """The reader's state as soon as it differs from `known`; None at the deadline or an interrupt."""
@@ -229,7 +228,7 @@ class PcscReader:
             if self._session is not None:
                 self._session.close()
                 self._session = None
-        self.commands.forget()
+            self.commands.forget()
         self._indicator.restart()
 
 
@@ -335,9 +334,9 @@ class PcscCommands:
     def forget(self) -> None:
         """The reader was away: it may be another one, under other rules."""
         self.refused = False
-        self.close()
+        self._let_go()
 
-    def close(self) -> None:
+    def _let_go(self) -> None:
         session, self._session = self._session, None
         if session is not None:
             session.close()
@@ -382,7 +381,7 @@ class PcscCommands:
                 finally:
                     session.call(scard.SCardDisconnect, handle, scard.SCARD_LEAVE_CARD)
             except ReaderUnavailable:
-                self.close()
+                self._let_go()
                 raise
 
 
