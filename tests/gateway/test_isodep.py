@@ -159,6 +159,21 @@ def test_a_card_that_repeats_itself_for_ever_comes_to_an_end(reply: bytes | None
     assert clock.now <= 5.0 + TICK_S
 
 
+@pytest.mark.parametrize("multiplier", [1, 10, 59])
+def test_a_card_that_uses_all_the_time_it_asks_for_has_no_more_than_there_is(multiplier: int) -> None:
+    clock = Clock()
+
+    def answer(frame: bytes, wait_s: float) -> bytes | None:
+        assert wait_s > 0
+        clock.now += 0.99 * wait_s
+        return bytes([0xF2, multiplier])
+
+    protocol = BlockProtocol(Ats(256, frame_wait_s(10), b""), answer_wait_s=5.0, now=clock)
+    with pytest.raises((CardLeft, InvalidCardData)):
+        drive(protocol.exchange(bytes(5)), answer)
+    assert clock.now <= 5.0
+
+
 def test_a_field_can_be_closed_while_cards_are_in_it() -> None:
     field = UdpField()
     held = field.insert(Echo())
