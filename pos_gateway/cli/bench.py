@@ -13,7 +13,7 @@ from pos_gateway.cli.terminal import Json, emit
 from pos_gateway.lab.journal_bench import bench_journal
 from pos_gateway.lab.snapshot_bench import bench_snapshot
 from pos_gateway.lab.sync_bench import bench_sync
-from pos_gateway.lab.tap_bench import bench_tap
+from pos_gateway.lab.tap_bench import DRIVERS, bench_tap
 from pos_gateway.lab.tap_under_sync_bench import bench_taps_under_sync
 
 app = typer.Typer(no_args_is_help=True, help="Measure, side by side with the bare cost.")
@@ -27,14 +27,19 @@ def bench() -> None:
 @app.command()
 def tap(
     taps: Annotated[int, typer.Option(min=1, max=100_000, help="How many to measure.")] = 500,
+    reader: Annotated[
+        str, typer.Option(help=f"Over which driver: {' or '.join(DRIVERS)}.", show_default=True)
+    ] = "virtual",
     folder: Annotated[
         Path | None, typer.Option(help="On which disk the journal lies.", exists=True, file_okay=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """A tap over the real PC/SC stack: card and reader, the gateway's own share, and the ratio of that
-    share to the RSA checks and one durable append alone."""
-    data = bench_tap(taps, folder)
+    """A tap over the real PC/SC stack or nfcpy: card and reader, the gateway's own share, and the ratio of
+    that share to the RSA checks and one durable append alone; its APDUs, and why each is needed."""
+    if reader not in DRIVERS:
+        raise typer.BadParameter(f"one of {', '.join(DRIVERS)}")
+    data = bench_tap(taps, folder, reader)
     emit(data, _text(data), as_json=as_json)
 
 
@@ -202,11 +207,14 @@ def _text(data: dict[str, Any]) -> str:
         "tap_us": "a whole tap",
         "card_and_reader_us": "  of it card and reader",
         "own_share_us": "  of it the gateway's own share",
+        "own_cpu_us": "    and its processor time",
         "bare_apdus_us": "the same APDUs back to back",
         "rsa_checks_us": "the RSA checks alone",
         "append_fdatasync_us": "one raw append + fdatasync",
     }
-    lines = [f"{data['taps']} taps of {data['apdus_per_tap']} APDUs, µs", f"{'':34}{'p50':>10}{'p99':>10}"]
+    lines = [f"{number}. {apdu['command']}  {apdu['why']}" for number, apdu in enumerate(data["apdus"], 1)]
+    lines.append(f"{data['taps']} taps of {data['apdus_per_tap']} APDUs over {data['driver']}, µs")
+    lines.append(f"{'':34}{'p50':>10}{'p99':>10}")
     lines += [f"{name:34}{data[key]['p50']:>10}{data[key]['p99']:>10}" for key, name in names.items()]
     lines.append(
         f"own share ÷ (RSA checks + fdatasync): {data['own_share_ratio']} (aim: ≤ {data['target_ratio']})"

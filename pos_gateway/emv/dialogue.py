@@ -156,9 +156,7 @@ def read_card(terminal_elements: Mapping[int, bytes], aids: Sequence[bytes]) -> 
         CardNotSupported: the card carries none of `aids`; nothing was read.
         InvalidCardData: an answer breaks the rules, or a status word refuses; names which command.
     """
-    aid, fci = yield from _select_application(aids)
-    proprietary = _child(fci, 0xA5, "FCI").children
-    pdol = tlv.parse_dol(_unique(proprietary, "FCI, tag A5").get(0x9F38, b""), where="tag 9F38")
+    aid, pdol = yield from _select_application(aids)
     pdol_values = tlv.fill_dol(pdol, terminal_elements)
 
     data = yield from _ask(apdu.get_processing_options(pdol_values), "GET PROCESSING OPTIONS")
@@ -388,8 +386,8 @@ def _cdol2(value: bytes) -> tuple[tlv.DolEntry, ...]:
     return cdol2
 
 
-def _select_application(aids: Sequence[bytes]) -> Dialogue[tuple[bytes, tuple[tlv.Tlv, ...]]]:
-    """The DF name of the application selected, and its FCI."""
+def _select_application(aids: Sequence[bytes]) -> Dialogue[tuple[bytes, tuple[tlv.DolEntry, ...]]]:
+    """The DF name of the application selected, and its PDOL."""
     for aid in aids:
         response = yield from _exchange(apdu.select(aid), "SELECT")
         if response.sw == apdu.SW_OK:
@@ -413,14 +411,16 @@ def _select_application(aids: Sequence[bytes]) -> Dialogue[tuple[bytes, tuple[tl
     raise CardNotSupported(f"this card is not supported: {whose}", scheme=scheme)
 
 
-def _selected(data: bytes, aid: bytes) -> tuple[bytes, tuple[tlv.Tlv, ...]]:
+@lru_cache(maxsize=64)  # all cards of an application answer the same
+def _selected(data: bytes, aid: bytes) -> tuple[bytes, tuple[tlv.DolEntry, ...]]:
     fci = _template(data, 0x6F, "SELECT")
     name = _child(fci, 0x84, "FCI").value
     if not name.startswith(aid):
         raise InvalidCardData("another application answered than was selected", where="tag 84")
     if len(name) > 16:
         raise InvalidCardData(f"{len(name)} bytes are no AID", where="tag 84")
-    return name, fci
+    proprietary = _unique(_child(fci, 0xA5, "FCI").children, "FCI, tag A5")
+    return name, tlv.parse_dol(proprietary.get(0x9F38, b""), where="tag 9F38")
 
 
 def _directory(data: bytes) -> list[bytes]:

@@ -122,6 +122,8 @@ class Lane:
         show: Callable[[PaymentView], None],
     ) -> None:
         self.name = name
+        self.reader_present = True
+        """Is its reader plugged in? Kept by whoever looks for readers."""
         self._reader = reader
         self._till = till
         self._card_timeout_s = card_timeout_s

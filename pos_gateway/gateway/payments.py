@@ -219,7 +219,8 @@ class Payments:
             except KeyError:
                 known = ", ".join(self._lanes) or "none"
                 raise NotFound("no such lane", advice=f"lanes here: {known}") from None
-        for lane in self._lanes.values():
+        # A lane whose reader was unplugged comes last: its payment waits for the reader to come back.
+        for lane in sorted(self._lanes.values(), key=lambda lane: not lane.reader_present):
             if not lane.busy:
                 return lane
         if not self._lanes:

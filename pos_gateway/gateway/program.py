@@ -11,7 +11,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -39,8 +38,8 @@ from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.line import connect_probe
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.pruner import Pruner
-from pos_gateway.gateway.readers.pcsc import PcscReader, list_readers
-from pos_gateway.gateway.readers.port import Reader
+from pos_gateway.gateway.readers.models import load_models
+from pos_gateway.gateway.readers.source import Readers, ReaderSource
 from pos_gateway.gateway.status import refused, status
 from pos_gateway.gateway.synchroniser import Line, Synchroniser, SynchroniserState
 from pos_gateway.gateway.till import Clock, Station, Till
@@ -102,13 +101,15 @@ def make_till(
             f"is {settings.terminal.currency}, but this gateway was enrolled for {enrolment.currency}",
             where="terminal.currency",
         )
+    applications = load_applications()
     return Till(
         station=station(enrolment),
         policy=settings.policy(),
-        aids=load_applications().aids,
+        aids=applications.aids,
         journal=journal,
         limits=feed.current,
-        ca_keys=[ca_public_key(key) for key in enrolment.ca_keys],
+        ca_keys=[ca_public_key(key) for key in enrolment.ca_keys]
+        + [key.public_key() for key in applications.ca_key],
         token_key_secret=enrolment.token_key_secret,
         sealing_key=X25519PublicKey.from_public_bytes(enrolment.sealing_key),
         clock=clock,
@@ -119,27 +120,11 @@ def make_till(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ReaderSource:
-    """Where the gateway finds its readers.
-
-    `names` raises ReaderUnavailable while nobody can say; `open` is given a name and how long a card may
-    take for one answer, in seconds.
-    """
-
-    names: Callable[[], Sequence[str]]
-    open: Callable[[str, float], Reader]
-
-
-PCSC: Final = ReaderSource(
-    list_readers, lambda name, timeout_s: PcscReader(name, response_timeout_s=timeout_s)
-)
-
-
-async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderSource = PCSC) -> None:
+async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderSource | None = None) -> None:
     """Run the gateway until SIGINT or SIGTERM.
 
-    `on_ready` is given the address of the local API once it answers.
+    `on_ready` is given the address of the local API once it answers. `readers`: all of this machine if not
+    said.
 
     Raises:
         NotFound: not enrolled.
@@ -237,7 +222,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 certificate=certificates.state(),
             )
 
-        lanes = _LaneKeeper(payments, till, settings, readers, status_changed)
+        source = readers or Readers(load_models(home.readers), paths=settings.reader.frontends).source
+        lanes = _LaneKeeper(payments, till, settings, source, status_changed)
         stack.callback(lanes.close)
         lanes.start()
 
@@ -364,10 +350,15 @@ class _LaneKeeper:
             self._look()
 
     def _look(self) -> None:
-        try:
+        names: Sequence[str] = ()
+        # Nobody can say: `doctor` and the page say so; a payment that needs a reader does too.
+        with contextlib.suppress(ReaderUnavailable):
             names = self._readers.names()
-        except ReaderUnavailable:
-            return  # `doctor` and the page say so; a payment that needs a reader does too
+        for lane in self._payments.lanes:
+            if lane.reader_present is not (lane.reader_name in names):
+                lane.reader_present = lane.reader_name in names
+                _log.info("reader came" if lane.reader_present else "reader left", reader=lane.reader_name)
+                self._changed()
         for name in names:
             if name in self._known or not self._pattern.search(name):
                 continue

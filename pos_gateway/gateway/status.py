@@ -56,7 +56,13 @@ def status(
         "currency_exponent": unit.exponent,
         "now_unix_ms": now_unix_ms,
         "lanes": [
-            {"name": lane.name, "reader": lane.reader_name, "busy": lane.busy} for lane in payments.lanes
+            {
+                "name": lane.name,
+                "reader": lane.reader_name,
+                "present": lane.reader_present,
+                "busy": lane.busy,
+            }
+            for lane in payments.lanes
         ],
         "line": {
             "up": {Line.UP: True, Line.DOWN: False, Line.UNKNOWN: None}[synchroniser.line],

@@ -22,9 +22,9 @@ from typing import Any, Final
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.errors import PosGatewayError
 from pos_gateway.gateway.config import Home
-from pos_gateway.gateway.program import ReaderSource
 from pos_gateway.gateway.program import serve as serve_gateway
 from pos_gateway.gateway.readers.port import CardChannel, Indication
+from pos_gateway.gateway.readers.source import ReaderSource
 from pos_gateway.lab.backlog import AMOUNT_MINOR
 from pos_gateway.lab.faults.servers import CardInField, Server, begin
 from pos_gateway.lab.faults.site import asked

@@ -26,9 +26,9 @@ import structlog
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.errors import PosGatewayError
 from pos_gateway.gateway.config import Home
-from pos_gateway.gateway.program import ReaderSource
 from pos_gateway.gateway.program import serve as serve_gateway
 from pos_gateway.gateway.readers.port import CardChannel, Indication
+from pos_gateway.gateway.readers.source import ReaderSource
 from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger.api import serve as serve_ledger
