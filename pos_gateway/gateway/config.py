@@ -96,6 +96,18 @@ class JournalSettings(_Section):
     headroom_bytes: int = Field(ge=0)
 
 
+class Nexo(_Section):
+    """The interface for POS software. `pois`: POIID → lane; empty gives every lane a POIID of its own."""
+
+    enabled: bool
+    host: str = Field(min_length=1)
+    port: int = Field(ge=0, le=65_535)
+    plain: bool
+    key_identifier: str = Field(min_length=1, max_length=64)
+    key_version: int = Field(ge=0, le=1 << 31)
+    pois: dict[Annotated[str, Field(min_length=1, max_length=64)], str]
+
+
 class Settings(_Section):
     """`terminal.toml` with the overrides of `gateway.toml`."""
 
@@ -107,6 +119,7 @@ class Settings(_Section):
     http: Http
     synchroniser: SynchroniserSettings
     journal: JournalSettings
+    nexo: Nexo
 
     def policy(self) -> Policy:
         """The shop's own bounds, as the decision takes them."""
@@ -169,6 +182,11 @@ class Home:
     @property
     def snapshots(self) -> Path:
         return self.path / "snapshots"
+
+    @property
+    def nexo(self) -> Path:
+        """The folder of the POS interface: see `gateway.nexo.setup`."""
+        return self.path / "nexo"
 
     @property
     def address(self) -> Path:

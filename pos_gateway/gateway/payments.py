@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
@@ -71,8 +71,9 @@ class Payments:
         currency: str,
         lane_name: str | None,
         plan: PlanChoice | None = None,
+        reference: Mapping[str, str] | None = None,
     ) -> PaymentView:
-        """Begin a payment, or say how it stands if it was begun before.
+        """Begin a payment, or say how it stands if it was begun before. `reference` is journalled with it.
 
         Raises:
             InvalidMessage: the amount or currency is not one this till takes.
@@ -95,7 +96,11 @@ class Payments:
             self._journal.room(self._headroom_bytes).check()
             lane = self._free_lane(lane_name)
             payment = self._till.new_payment(
-                payment_id, amount_minor, self._journal.last_sequence + 1, self._quote(amount_minor, plan)
+                payment_id,
+                amount_minor,
+                self._journal.last_sequence + 1,
+                self._quote(amount_minor, plan),
+                reference,
             )
             view = lane.take(payment)
             self._lane_of[payment_id] = lane
@@ -128,7 +133,7 @@ class Payments:
             view = self.show(payment_id)
             lane = self._lane_of.get(payment_id)
         if lane is not None and not view.state.final:
-            lane.cancel()
+            lane.cancel(payment_id)
         return view
 
     def void(self, payment_id: UUID, correction_id: UUID, reason: str) -> tuple[Record, PaymentView]:

@@ -119,6 +119,8 @@ class Payment:
     elements: Mapping[int, bytes] = field(repr=False)
     plan: Quote | None
     seal: Seal = field(repr=False)
+    reference: Mapping[str, str] = field(default_factory=dict)
+    """By what the POS will ask for it again: journalled with it, and otherwise looked away from."""
     asked: dict[bytes, Asked] = field(default_factory=dict, repr=False)
 
 
@@ -210,7 +212,12 @@ class Till:
         return tuple(offer for offer in offers if not offer.categories or category in offer.categories)
 
     def new_payment(
-        self, payment_id: UUID, amount_minor: int, sequence_counter: int, plan: Quote | None = None
+        self,
+        payment_id: UUID,
+        amount_minor: int,
+        sequence_counter: int,
+        plan: Quote | None = None,
+        reference: Mapping[str, str] | None = None,
     ) -> Payment:
         """A sale that waits for its tap; what can be prepared without the card is prepared here.
 
@@ -242,6 +249,7 @@ class Till:
             elements=sale.elements(),
             plan=plan,
             seal=Seal(self._sealing_key, self._random_bytes),
+            reference=reference or {},
         )
 
     def tap(
@@ -403,6 +411,8 @@ class Till:
             "token_key": known.token_key.hex(),
             "token_last4": known.last4 or "",
         }
+        if payment.reference:
+            facts["pos"] = dict(payment.reference)
         if payment.plan is not None:
             facts["plan"] = {"offer": payment.plan.offer.to_json(), "periods": payment.plan.periods}
         return facts
