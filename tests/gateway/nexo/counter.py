@@ -30,7 +30,7 @@ SETTINGS = Nexo(
 )
 POI, SECOND_POI, UNPLUGGED_POI = SETTINGS.pois
 SALE_ID = "Till 1 (ID: 7)"
-UNHURRIED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+UNHURRIED = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 """How fast a machine is decides nothing."""
 
 
