@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 from uuid import UUID
 
 from pos_gateway.authorization.reasons import Reason
@@ -65,7 +66,7 @@ def response(condition: Condition | None, message: str, **more: str) -> dict[str
     out = {"Result": "Success" if condition is None else "Failure"}
     if condition is not None:
         out["ErrorCondition"] = condition.value
-    out["AdditionalResponse"] = urlencode(fields, quote_via=quote, errors="replace")
+    out["AdditionalResponse"] = encoded(**fields)
     return out
 
 
@@ -87,7 +88,7 @@ def reject(message: str, at: datetime, header: dict[str, Any] | None = None) -> 
         "EventNotification": {
             "EventToNotify": "Reject",
             "TimeStamp": time_stamp(at),
-            "EventDetails": urlencode({"message": message}, quote_via=quote, errors="replace"),
+            "EventDetails": encoded(message=message),
         }
     }
     if header is not None:
@@ -309,28 +310,36 @@ def _receipts(place: Place, row: Row, title: str, outcome: Outcome, at: datetime
     if view is not None and view.sequence is not None and done:
         lines.append(("authCode", "Approval", f"{view.sequence % 1_000_000:06d}"))
     lines.append(("approved", "APPROVED" if done else _NOT_APPROVED, ""))
-    papers = []
-    for document, last in (
-        (CUSTOMER, ("retain", "Please keep for your records", "")),
-        (CASHIER, ("copy", "CASHIER COPY", "")),
-    ):
-        text = [
-            {"Text": urlencode(_named(line), quote_via=quote), "EndOfLineFlag": True}
-            for line in (*lines, last)
-        ]
-        papers.append(
-            {
-                "DocumentQualifier": document,
-                "RequiredSignatureFlag": False,
-                "OutputContent": {"OutputFormat": "Text", "OutputText": text},
-            }
-        )
-    return papers
+    text = [_line(*line) for line in lines]
+    return [
+        {
+            "DocumentQualifier": document,
+            "RequiredSignatureFlag": False,
+            "OutputContent": {"OutputFormat": "Text", "OutputText": [*text, last]},
+        }
+        for document, last in _PAPERS
+    ]
 
 
-def _named(line: tuple[str, str, str]) -> dict[str, str]:
-    key, name, value = line
-    return {"key": key, "name": name, **({"value": value} if value else {})}
+@lru_cache(maxsize=1024)
+def _quoted(text: str) -> str:
+    return quote(text, safe="", errors="replace")
+
+
+def encoded(**fields: str) -> str:
+    """`key=value&…`, URL-encoded (blanks as %20, which every decoder reads)."""
+    return "&".join(f"{name}={_quoted(value)}" for name, value in fields.items())
+
+
+def _line(key: str, name: str, value: str) -> dict[str, Any]:
+    text = encoded(key=key, name=name, value=value) if value else encoded(key=key, name=name)
+    return {"Text": text, "EndOfLineFlag": True}
+
+
+_PAPERS: Final = (
+    (CUSTOMER, _line("retain", "Please keep for your records", "")),
+    (CASHIER, _line("copy", "CASHIER COPY", "")),
+)
 
 
 def _reference(reference: Key, category: str) -> dict[str, Any]:

@@ -57,6 +57,7 @@ _log = structlog.get_logger(__name__)
 _MAX_SESSIONS: Final = 1000
 _MAX_GOING_ON: Final = 256
 _JOURNAL_PAGE: Final = 1000
+_KEEP_LATER_S: Final = 0.02
 _ANY_DIGEST: Final = b""
 """Of a request known by its key alone: aborted before it came, or read back from the journal."""
 _SMALLER_MAY_DO: Final = (Reason.OVER_CEILING, Reason.OVER_TAP_CAP)
@@ -460,6 +461,8 @@ class Desk:
     async def _keep(
         self, live: _Live, row: Row, state: State, answer: bytes, counted: Counted | None
     ) -> None:
+        if live.done.done():
+            await asyncio.sleep(_KEEP_LATER_S)  # first the answer goes out
         try:
             answer = await asyncio.to_thread(self._store.end, row.key, state, answer, counted)
         except Unavailable as error:

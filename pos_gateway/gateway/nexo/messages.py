@@ -6,7 +6,7 @@ import hashlib
 import re
 import string
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 from urllib.parse import parse_qs
@@ -112,8 +112,9 @@ class PaymentOrder:
 
     def to_json(self) -> dict[str, Any]:
         return {
-            **asdict(self),
+            **_fields(self),
             "kind": self.kind.value,
+            "sale": _fields(self.sale),
             "original": None if self.original is None else str(self.original),
         }
 
@@ -143,7 +144,7 @@ class ReversalOrder:
         return _digest("Reversal", self.original, self.amount_minor, self.reason)
 
     def to_json(self) -> dict[str, Any]:
-        return {**asdict(self), "original": str(self.original)}
+        return {**_fields(self), "sale": _fields(self.sale), "original": str(self.original)}
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> ReversalOrder:
@@ -463,6 +464,10 @@ def _text(raw: Mapping[str, Any], name: str, longest: int = _MAX_ID_CHARACTERS) 
 
 def _optional_text(raw: Mapping[str, Any], name: str, longest: int = _MAX_ID_CHARACTERS) -> str | None:
     return None if raw.get(name) in (None, "") else _text(raw, name, longest)
+
+
+def _fields(value: PaymentOrder | ReversalOrder | SaleData) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def _digest(*parts: object) -> bytes:

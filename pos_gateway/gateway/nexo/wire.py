@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
+import secrets
 from collections.abc import Iterable
 from decimal import Decimal
-from json.encoder import encode_basestring_ascii
 from typing import Any, Final
 
 from pos_gateway.errors import InvalidMessage
@@ -85,23 +86,21 @@ def number(minor: int, unit: Currency) -> Decimal:
 
 
 def _text(value: Any) -> str:
-    match value:
-        case None:
-            return "null"
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return encode_basestring_ascii(value)
-        case int():
-            return str(value)
-        case Decimal():
-            return format(value, "f")
-        case dict():
-            return "{" + ",".join(f"{_text(str(k))}:{_text(v)}" for k, v in value.items()) + "}"
-        case list() | tuple():
-            return "[" + ",".join(map(_text, value)) + "]"
-        case _:
-            raise TypeError(type(value).__name__)
+    text = _ENCODER.encode(value)
+    return _MARKED.sub(r"\1", text) if _MARK in text else text
+
+
+def _marked(value: object) -> str:
+    """The encoder has no word for a decimal number: it is written as a marked text and unmarked then. No
+    text from elsewhere can hold the mark."""
+    if isinstance(value, Decimal) and value.is_finite():
+        return f"{_MARK}{value:f}"
+    raise TypeError(type(value).__name__)
+
+
+_MARK: Final = secrets.token_hex(16)
+_MARKED: Final = re.compile(f'"{_MARK}(-?[0-9.]+)"')
+_ENCODER: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False, default=_marked)
 
 
 def _decimal(text: str) -> Decimal:
