@@ -72,8 +72,10 @@ class Payments:
         lane_name: str | None,
         plan: PlanChoice | None = None,
         reference: Mapping[str, str] | None = None,
+        before_asking: Callable[[], None] = lambda: None,
     ) -> PaymentView:
-        """Begin a payment, or say how it stands if it was begun before. `reference` is journalled with it.
+        """Begin a payment, or say how it stands if it was begun before. `reference` is journalled with it;
+        `before_asking` is called before a card is asked for a TC, see `till.Payment`.
 
         Raises:
             InvalidMessage: the amount or currency is not one this till takes.
@@ -101,6 +103,7 @@ class Payments:
                 self._journal.last_sequence + 1,
                 self._quote(amount_minor, plan),
                 reference,
+                before_asking,
             )
             view = lane.take(payment)
             self._lane_of[payment_id] = lane

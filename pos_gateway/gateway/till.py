@@ -121,6 +121,8 @@ class Payment:
     seal: Seal = field(repr=False)
     reference: Mapping[str, str] = field(default_factory=dict)
     """By what the POS will ask for it again: journalled with it, and otherwise looked away from."""
+    before_asking: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Called before a card is asked for a TC. It may block; what it raises ends the payment."""
     asked: dict[bytes, Asked] = field(default_factory=dict, repr=False)
 
 
@@ -218,6 +220,7 @@ class Till:
         sequence_counter: int,
         plan: Quote | None = None,
         reference: Mapping[str, str] | None = None,
+        before_asking: Callable[[], None] = lambda: None,
     ) -> Payment:
         """A sale that waits for its tap; what can be prepared without the card is prepared here.
 
@@ -250,6 +253,7 @@ class Till:
             plan=plan,
             seal=Seal(self._sealing_key, self._random_bytes),
             reference=reference or {},
+            before_asking=before_asking,
         )
 
     def tap(
@@ -297,6 +301,7 @@ class Till:
         if isinstance(judgement, Decline):
             return self._declined(payment, judgement, known)
 
+        payment.before_asking()
         progress(Step.ASKING_CARD)
         asked = payment.asked.get(known.token_key)
         if asked is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field, replace
@@ -58,6 +59,7 @@ _MAX_SESSIONS: Final = 1000
 _MAX_GOING_ON: Final = 256
 _JOURNAL_PAGE: Final = 1000
 _KEEP_LATER_S: Final = 0.02
+_WRITING_TIMEOUT_S: Final = 30.0
 _ANY_DIGEST: Final = b""
 """Of a request known by its key alone: aborted before it came, or read back from the journal."""
 _SMALLER_MAY_DO: Final = (Reason.OVER_CEILING, Reason.OVER_TAP_CAP)
@@ -90,6 +92,31 @@ class _Live:
     reader_gone: bool = False
     asks_for_part: bool = False
     """The whole amount was too much."""
+
+
+class _WrittenDown:
+    """Holds a card back until its payment is in the store."""
+
+    def __init__(self) -> None:
+        self._known = threading.Event()
+        self._error: Unavailable | None = None
+
+    def done(self) -> None:
+        self._known.set()
+
+    def never(self, error: Unavailable) -> None:
+        self._error = error
+        self._known.set()
+
+    def wait(self) -> None:
+        """
+        Raises:
+            Unavailable: it will not be.
+        """
+        if not self._known.wait(_WRITING_TIMEOUT_S):
+            raise Unavailable("the POS interface's memory is too slow", advice="check the disk")
+        if self._error is not None:
+            raise self._error
 
 
 class Desk:
@@ -274,19 +301,34 @@ class Desk:
             await asyncio.to_thread(self._cancel, row.payment_id)
 
     def _begin_payment(self, row: Row, order: PaymentOrder) -> tuple[Row, Event | None, Outcome | None]:
-        row, is_new = self._store.begin(row)
-        if not is_new:
-            return row, None, None
+        """Take the lane and write the request down meanwhile; no card is asked before that is durable."""
+        known = self._store.find(row.key, row.at_unix_ms)
+        if known is not None:
+            return known, None, None
+        written = _WrittenDown()
+        event, outcome = self._take_lane(row, order, row.payment_id, order.amount_minor, written.wait)
         try:
-            plan = self._plan(order)
-        except (NotFound, InvalidInput) as error:
-            return row, Event.REFUSED, Outcome(State.REFUSED, message=str(error))
-        return row, *self._start(row, order, row.payment_id, order.amount_minor, plan)
+            row, is_new = self._store.begin(row)
+        except Unavailable as error:
+            written.never(error)
+            self._cancel(row.payment_id)
+            raise
+        if is_new:
+            written.done()
+        else:  # aborted this very moment
+            written.never(Unavailable("aborted before it began"))
+            self._cancel(row.payment_id)
+        return row, event, outcome
 
-    def _start(
-        self, row: Row, order: PaymentOrder, payment_id: UUID, amount_minor: int, plan: PlanChoice | None
+    def _take_lane(
+        self,
+        row: Row,
+        order: PaymentOrder,
+        payment_id: UUID,
+        amount_minor: int,
+        before_asking: Callable[[], None] = lambda: None,
     ) -> tuple[Event | None, Outcome | None]:
-        """Take the lane; an event if it cannot be."""
+        """An event if the lane cannot be taken."""
         lane = self.names.lane(row.key.poi_id) or ""
         reference = {
             "sale_id": row.key.sale_id,
@@ -295,8 +337,13 @@ class Desk:
             "transaction_id": order.sale.transaction_id,
             "time_stamp": order.sale.time_stamp,
         }
+        unit = self._place.unit
         try:
-            self._payments.start(payment_id, amount_minor, self._place.unit.code, lane, plan, reference)
+            plan = self._plan(order)
+        except (NotFound, InvalidInput) as error:
+            return Event.REFUSED, Outcome(State.REFUSED, message=str(error))
+        try:
+            self._payments.start(payment_id, amount_minor, unit.code, lane, plan, reference, before_asking)
         except NotFound as error:
             if plan is not None and any(known.name == lane for known in self._payments.lanes):
                 return Event.REFUSED, Outcome(State.REFUSED, message=str(error))
@@ -373,7 +420,7 @@ class Desk:
     ) -> None:
         """The whole was declined for good; the card taps once more, for the part the POS said it takes."""
         self._expect(live, row.second_id)
-        event, _ = await asyncio.to_thread(self._start, row, order, row.second_id, amount_minor, None)
+        event, _ = await asyncio.to_thread(self._take_lane, row, order, row.second_id, amount_minor)
         if event is not None and whole.reason is not None:
             self._step(live, Event.DECLINED, _declined(order, whole, whole.reason))
         elif live.state is State.ABORTING:

@@ -136,6 +136,8 @@ class Store:
         self._db = db
         self._lock = threading.Lock()
         self._begun = 0
+        self._periods: dict[str, int] = {}
+        """The open period of each lane, once it was looked up."""
 
     @classmethod
     def open(cls, path: Path) -> Store:
@@ -162,30 +164,21 @@ class Store:
             Unavailable: the disk refused, or there are too many.
         """
         with self._changing() as connection:
-            known = self._find(row.key, row.at_unix_ms)
-            if known is not None:
-                return known, False
-            row = replace(row, period=self._period(connection, row.key.poi_id))
-            self._begun += 1
-            if self._begun % _PURGE_EVERY == 1:
+            if self._begun % _PURGE_EVERY == 0:
                 self._purge(connection, row.at_unix_ms)
-            connection.execute(
-                f"INSERT OR REPLACE INTO request ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
-                (
-                    row.key.sale_id,
-                    row.key.poi_id,
-                    row.key.service_id,
-                    row.category,
-                    row.digest,
-                    row.payment_id.bytes,
-                    row.second_id.bytes,
-                    row.period,
-                    row.at_unix_ms,
-                    json.dumps(row.asked, separators=(",", ":")),
-                    row.state.value,
-                    row.answer,
-                ),
-            )
+            self._begun += 1
+            row = replace(row, period=self._period(connection, row.key.poi_id))
+            try:
+                self._insert(connection, row)
+            except sqlite3.IntegrityError:
+                known = self._find(row.key, row.at_unix_ms)
+                if known is not None:
+                    return known, False
+                connection.execute(  # older than 48 hours: its ServiceID is free again
+                    "DELETE FROM request WHERE sale_id = ? AND poi_id = ? AND service_id = ?",
+                    (row.key.sale_id, row.key.poi_id, row.key.service_id),
+                )
+                self._insert(connection, row)
         return row, True
 
     def end(self, key: Key, state: State, answer: bytes, counted: Counted | None = None) -> bytes:
@@ -267,6 +260,7 @@ class Store:
             connection.execute("INSERT INTO period VALUES (?, ?, ?)", (key.poi_id, number, row.at_unix_ms))
             answer = make_answer(number, self._totals(connection, key.poi_id, number))
             self._end(connection, key, State.APPROVED, answer)
+            self._periods.pop(key.poi_id, None)
             return answer
 
     def totals(self, poi_id: str, number: int) -> list[Total] | None:
@@ -290,6 +284,25 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _insert(self, connection: sqlite3.Connection, row: Row) -> None:
+        connection.execute(
+            f"INSERT INTO request ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608
+            (
+                row.key.sale_id,
+                row.key.poi_id,
+                row.key.service_id,
+                row.category,
+                row.digest,
+                row.payment_id.bytes,
+                row.second_id.bytes,
+                row.period,
+                row.at_unix_ms,
+                json.dumps(row.asked, separators=(",", ":")),
+                row.state.value,
+                row.answer,
+            ),
+        )
+
     def _find(self, key: Key, now_unix_ms: int) -> Row | None:
         found = self._db.conn.execute(
             f"SELECT {_COLUMNS} FROM request"  # noqa: S608
@@ -312,7 +325,6 @@ class Store:
         )
         count = connection.execute("SELECT count(*) FROM request").fetchone()[0]
         if count >= _MAX_ROWS:
-            self._begun = 0  # look again next time
             raise Unavailable("too many requests within 48 hours")
 
     def _count(self, connection: sqlite3.Connection, key: Key, counted: Counted) -> None:
@@ -331,8 +343,11 @@ class Store:
         )
 
     def _period(self, connection: sqlite3.Connection, poi_id: str) -> int:
-        last = connection.execute("SELECT max(number) FROM period WHERE poi_id = ?", (poi_id,)).fetchone()[0]
-        return FIRST_PERIOD if last is None else last + 1
+        number = self._periods.get(poi_id)
+        if number is None:
+            last = connection.execute("SELECT max(number) FROM period WHERE poi_id = ?", (poi_id,))
+            number = self._periods[poi_id] = (last.fetchone()[0] or FIRST_PERIOD - 1) + 1
+        return number
 
     def _totals(self, connection: sqlite3.Connection, poi_id: str, number: int) -> list[Total]:
         found: Sequence[tuple[str, str, str, str, int, int]] = connection.execute(
