@@ -266,24 +266,34 @@ def quote(offer: Offer, amount_minor: int, periods: int) -> Quote:
             offer.currency.format(offer.max_amount_minor),
         )
         raise InvalidInput(f"this offer takes {low} to {high} {offer.currency.code}", where="amount")
-    rate = Fraction(offer.rate_per_period_bps, _BPS)
+    instalments = schedule(offer, amount_minor, periods)
     merchant_fee_minor = 0
+    if offer.charge is Charge.MERCHANT_FUNDED:
+        merchant_fee_minor = _half_up(Fraction(amount_minor * offer.rate_per_period_bps, _BPS))
+    return Quote(offer, amount_minor, instalments, merchant_fee_minor)
+
+
+def schedule(offer: Offer, principal_minor: int, periods: int) -> tuple[Instalment, ...]:
+    """So much principal in so many periods at the offer's price, whatever the offer's own bounds.
+
+    Raises:
+        InvalidInput: so small an amount cannot be spread so far.
+    """
+    rate = Fraction(offer.rate_per_period_bps, _BPS)
     if offer.charge is Charge.ANNUITY and rate:
-        shares = _annuity(amount_minor, periods, rate)
+        shares = _annuity(principal_minor, periods, rate)
     else:
-        fee = amount_minor * rate
-        if offer.charge is Charge.MERCHANT_FUNDED:
-            merchant_fee_minor, fee = _half_up(fee), Fraction(0)
-        principals = _spread(amount_minor, Fraction(amount_minor, periods), periods)
+        fee = principal_minor * rate if offer.charge is Charge.FLAT_FEE else Fraction(0)
+        principals = _spread(principal_minor, Fraction(principal_minor, periods), periods)
         fees = _spread(_half_up(fee * periods), fee, periods)
         shares = list(zip(principals, fees, strict=True))
     if any(principal <= 0 for principal, _ in shares):
         raise InvalidInput(f"too small for {periods} periods", where="amount", advice="fewer periods")
-    instalments, remaining_minor = [], amount_minor
-    for number, (principal_minor, fee_minor) in enumerate(shares, 1):
-        remaining_minor -= principal_minor
-        instalments.append(Instalment(number, principal_minor, fee_minor, remaining_minor))
-    return Quote(offer, amount_minor, tuple(instalments), merchant_fee_minor)
+    instalments, remaining_minor = [], principal_minor
+    for number, (share_minor, fee_minor) in enumerate(shares, 1):
+        remaining_minor -= share_minor
+        instalments.append(Instalment(number, share_minor, fee_minor, remaining_minor))
+    return tuple(instalments)
 
 
 def quotes(offers: Iterable[Offer], amount_minor: int) -> list[Quote]:
