@@ -7,12 +7,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 from uuid import UUID
 
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.gateway.lane import PaymentView
+from pos_gateway.gateway.nexo import wire
 from pos_gateway.gateway.nexo.messages import (
     Header,
     Key,
@@ -30,6 +31,7 @@ from pos_gateway.money import Currency
 
 CUSTOMER: Final = "CustomerReceipt"
 CASHIER: Final = "CashierReceipt"
+NOT_THIS: Final = "this ServiceID stands for another request of the last 48 hours"
 CARD_TYPE: Final = "pos-gateway-credit"
 
 _NOT_APPROVED: Final = "NOT APPROVED"
@@ -68,6 +70,30 @@ def response(condition: Condition | None, message: str, **more: str) -> dict[str
         out["ErrorCondition"] = condition.value
     out["AdditionalResponse"] = encoded(**fields)
     return out
+
+
+class Reply(NamedTuple):
+    """What goes back. `body`: the inside of the envelope, as JSON."""
+
+    envelope: str
+    body: bytes
+    header: dict[str, Any]
+
+
+def reply(header: Header, body: bytes) -> Reply:
+    return Reply("SaleToPOIResponse", body, header.answer())
+
+
+def tell(header: Header, message: dict[str, Any]) -> Reply:
+    return reply(header, wire.dumps(message))
+
+
+def refuse(header: Header, condition: Condition, message: str) -> Reply:
+    return tell(header, failure(header, condition, message))
+
+
+def failed(row: Row, condition: Condition, message: str) -> bytes:
+    return wire.dumps(failure(row_header(row), condition, message))
 
 
 def answer(header: Header, name: str, body: dict[str, Any]) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def open_pos_interface(
             now_unix_ms=now_unix_ms,
             new_id=new_id,
         )
-        settled = desk.recover()
+        settled = desk.fates.recover()
     except BaseException:
         store.close()
         raise

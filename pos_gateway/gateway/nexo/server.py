@@ -20,8 +20,9 @@ from aiohttp import web
 
 from pos_gateway.errors import AuthenticationFailed, InvalidMessage, Unavailable
 from pos_gateway.gateway.nexo import wire
+from pos_gateway.gateway.nexo.answers import Reply
 from pos_gateway.gateway.nexo.crypto import is_sealed
-from pos_gateway.gateway.nexo.desk import Desk, Reply
+from pos_gateway.gateway.nexo.desk import Desk
 from pos_gateway.gateway.nexo.setup import Secrets
 from pos_gateway.gateway.nexo.store import Store
 
