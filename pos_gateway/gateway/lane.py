@@ -63,6 +63,8 @@ class PaymentView:
     refunded_minor: int = 0
     voided: bool = False
     plan: Quote | None = None
+    online: bool = False
+    """The ledger raised the ceiling for this tap."""
     doubtful: bool = False
     """It failed in a way that leaves open whether the journal holds it."""
 
@@ -105,6 +107,7 @@ class PaymentView:
             token_last4=facts["token_last4"],
             sequence=record.sequence,
             plan=plan_of(facts),
+            online=facts.get("limit_source") == "grant",
         )
 
 

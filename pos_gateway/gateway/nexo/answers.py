@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from decimal import Decimal
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -27,6 +28,7 @@ from pos_gateway.gateway.nexo.messages import (
 from pos_gateway.gateway.nexo.store import Row, Total
 from pos_gateway.gateway.nexo.transitions import Condition, State, told
 from pos_gateway.gateway.nexo.wire import number
+from pos_gateway.instalments import Quote
 from pos_gateway.money import Currency
 
 CUSTOMER: Final = "CustomerReceipt"
@@ -140,7 +142,7 @@ def payment_answer(place: Place, row: Row, order: PaymentOrder, outcome: Outcome
     if paid:
         result: dict[str, Any] = {
             "PaymentType": _payment_type(order),
-            "OnlineFlag": False,
+            "OnlineFlag": outcome.view is not None and outcome.view.online,
             "AmountsResp": {
                 "Currency": place.unit.code,
                 "AuthorizedAmount": number(outcome.amount_minor, place.unit),
@@ -149,6 +151,8 @@ def payment_answer(place: Place, row: Row, order: PaymentOrder, outcome: Outcome
         }
         if outcome.view is not None:
             result["PaymentInstrumentData"] = _instrument(outcome.view)
+            if outcome.view.plan is not None:
+                result["Instalment"] = _instalment(outcome.view.plan)
         body["PaymentResult"] = result
     title = "REFUND" if order.kind is PaymentKind.REFUND else "SALE"
     body["PaymentReceipt"] = _receipts(place, row, title, outcome, at) if paid or outcome.view else []
@@ -316,6 +320,29 @@ def _instrument(view: PaymentView) -> dict[str, Any]:
     }
 
 
+def _instalment(plan: Quote) -> dict[str, Any]:
+    unit = plan.offer.currency
+    return {
+        "InstalmentType": ["EqualInstalments"],
+        "PlanID": plan.offer.id,
+        "PeriodUnit": "Monthly",
+        "TotalNbOfPayments": plan.periods,
+        "FirstAmount": number(plan.instalments[0].total_minor, unit),
+        "CumulativeAmount": number(plan.total_minor, unit),
+        "Charges": number(plan.fee_minor, unit),
+    }
+
+
+def _plan_lines(plan: Quote) -> list[tuple[str, str, str]]:
+    unit = plan.offer.currency
+    percent = Decimal(plan.annual_percentage_rate_ppm).scaleb(-4).quantize(Decimal("0.01"))
+    return [
+        ("plan", "Instalments", f"{plan.periods} x {unit.format(plan.instalments[0].total_minor)}"),
+        ("planTotal", "To be repaid", f"{unit.code} {unit.format(plan.total_minor)}"),
+        ("planRate", "Annual rate", f"{percent}%"),
+    ]
+
+
 def _receipts(place: Place, row: Row, title: str, outcome: Outcome, at: datetime) -> list[dict[str, Any]]:
     """What may be printed for the customer and kept by the cashier; nobody signs."""
     done, view = outcome.state is State.APPROVED, outcome.view
@@ -332,6 +359,8 @@ def _receipts(place: Place, row: Row, title: str, outcome: Outcome, at: datetime
     if view is not None and view.token_last4:
         lines.append(("pan", "Card", "*" * 12 + view.token_last4))
     lines.append(("totalAmount", "TOTAL", f"{place.unit.code} {place.unit.format(amount_minor)}"))
+    if view is not None and view.plan is not None and done:
+        lines += _plan_lines(view.plan)
     lines.append(("txRef", "Reference", _paid_by(row, outcome).hex))
     if view is not None and view.sequence is not None and done:
         lines.append(("authCode", "Approval", f"{view.sequence % 1_000_000:06d}"))

@@ -13,9 +13,11 @@ import pytest
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.gateway.nexo.store import KEEP_MS
 from pos_gateway.gateway.program import now_unix_ms
+from pos_gateway.instalments import quote
 from pos_gateway.lab.virtual_card import SchemeCard, VirtualCard
 from pos_gateway.ledger.accounts import TokenStatus
 from pos_gateway.records import Kind
+from tests.gateway.nexo.conftest import OFFERS
 from tests.gateway.nexo.counter import (
     POI,
     SALE_ID,
@@ -486,6 +488,55 @@ async def test_one_sale_is_paid_with_several_payments(counter: Counter, card: Vi
         assert how(await counter.ask(order)) == "Success"
     assert {r.facts()["pos"]["transaction_id"] for r in approvals(counter)} == {"order-7"}
     assert sum(r.facts()["amount_minor"] for r in approvals(counter)) == 15_050
+
+
+async def test_a_payment_in_instalments(counter: Counter, card: VirtualCard) -> None:
+    counter.reader.present(card)
+    plan = {"PlanID": "flat", "TotalNbOfPayments": 12}
+    answer = await counter.ask(payment("I1", 120, PaymentType="Instalment", Instalment=plan))
+    assert how(answer) == "Success", said(answer)
+    result = answer["SaleToPOIResponse"]["PaymentResponse"]["PaymentResult"]
+    assert result["PaymentType"] == "Instalment"
+    told = result["Instalment"]
+    assert (told["PlanID"], told["TotalNbOfPayments"]) == ("flat", 12)
+    assert (told["FirstAmount"], told["CumulativeAmount"]) == (Decimal("10.60"), Decimal("127.20"))
+    (record,) = approvals(counter)
+    quoted = quote(OFFERS[0], 12_000, 12)
+    assert record.facts()["plan_digest"] == quoted.digest.hex()
+    paper = answer["SaleToPOIResponse"]["PaymentResponse"]["PaymentReceipt"][0]
+    lines = [parse_qs(line["Text"]) for line in paper["OutputContent"]["OutputText"]]
+    assert {"key": ["plan"], "name": ["Instalments"], "value": ["12 x 10.60"]} in lines
+    await counter.stop()
+    counter.start_again()
+    again = payment("I1", 120, PaymentType="Instalment", Instalment=plan)
+    assert await counter.ask(again) == answer
+    totals = await counter.ask(request("GetTotals", "T1"))
+    assert _totals(totals["SaleToPOIResponse"]["GetTotalsResponse"]) == {
+        "IssuerInstalment": (1, Decimal("120.00"))
+    }
+
+
+async def test_a_plan_may_be_named_by_its_periods_alone(counter: Counter, card: VirtualCard) -> None:
+    counter.reader.present(card)
+    answer = await counter.ask(
+        payment("I1", 60, PaymentType="Instalment", Instalment={"TotalNbOfPayments": 6})
+    )
+    assert answer["SaleToPOIResponse"]["PaymentResponse"]["PaymentResult"]["Instalment"]["PlanID"] == "shop"
+
+
+async def test_a_plan_nobody_offers_is_not_allowed(counter: Counter, card: VirtualCard) -> None:
+    for service_id, plan in (("I1", {"PlanID": "flat", "TotalNbOfPayments": 5}), ("I2", {"PlanID": "free"})):
+        answer = await counter.ask(payment(service_id, 60, PaymentType="Instalment", Instalment=plan))
+        assert how(answer) == "NotAllowed"
+        assert await counter.ask(payment(service_id, 60, PaymentType="Instalment", Instalment=plan)) == answer
+    choose = said(await counter.ask(payment("I3", 60, PaymentType="Instalment", Instalment={})))
+    assert parse_qs(choose["AdditionalResponse"])["message"][0].endswith(
+        "one of: flat in 3, flat in 12, shop in 6, gold in 24"
+    )
+    counter.reader.present(card)
+    gold = payment("I4", 60, PaymentType="Instalment", Instalment={"PlanID": "gold"})
+    assert how(await counter.ask(gold)) == "PaymentRestriction"  # not for this card
+    assert not approvals(counter)
 
 
 # Totals and the rest
