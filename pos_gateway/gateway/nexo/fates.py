@@ -106,7 +106,7 @@ class Fates:
                 )
             if view.state is LaneState.DECLINED:
                 declined = declined or view
-            elif not view.state.final or view.doubtful:
+            elif not view.state.final:
                 return Event.OUTCOME_UNKNOWN, None
         if declined is not None and declined.reason is not None:
             return Event.DECLINED, declined_outcome(order, declined, declined.reason)
