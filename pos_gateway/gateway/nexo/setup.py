@@ -76,6 +76,8 @@ def prepare(files: NexoFiles, settings: Nexo) -> tuple[Secrets, ssl.SSLContext]:
     files.folder.mkdir(mode=0o700, exist_ok=True)
     if not files.certificate.exists() and not files.key.exists():
         make_certificate(files, settings.host)
+    if files.key.exists():
+        _check_private(files.key)
     passphrase, api_key = _secret(files.passphrase), _secret(files.api_key)
     if api_key is not None and len(api_key) < _MIN_API_KEY_CHARACTERS:
         raise InvalidConfiguration(f"under {_MIN_API_KEY_CHARACTERS} characters", where=str(files.api_key))
@@ -148,12 +150,16 @@ def _tls(files: NexoFiles) -> ssl.SSLContext:
 def _secret(path: Path) -> str | None:
     if not path.exists():
         return None
-    if path.stat().st_mode & _OTHERS:
-        raise InvalidConfiguration("others may read it", where=str(path), advice=f"chmod 600 {path}")
+    _check_private(path)
     try:
         return path.read_text("utf-8").strip()
     except UnicodeDecodeError:
         raise InvalidConfiguration("not text", where=str(path)) from None
+
+
+def _check_private(path: Path) -> None:
+    if path.stat().st_mode & _OTHERS:
+        raise InvalidConfiguration("others may read it", where=str(path), advice=f"chmod 600 {path}")
 
 
 def _is_loopback(host: str) -> bool:

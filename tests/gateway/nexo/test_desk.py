@@ -11,12 +11,13 @@ from uuid import UUID, uuid4
 import pytest
 
 from pos_gateway.emv.personalisation import Personalisation
+from pos_gateway.errors import ReaderUnavailable
 from pos_gateway.gateway.nexo.store import KEEP_MS
 from pos_gateway.gateway.program import now_unix_ms
 from pos_gateway.instalments import quote
 from pos_gateway.lab.virtual_card import SchemeCard, VirtualCard
 from pos_gateway.ledger.accounts import TokenStatus
-from pos_gateway.records import Kind
+from pos_gateway.records import Kind, Verdict
 from tests.gateway.nexo.conftest import OFFERS
 from tests.gateway.nexo.counter import (
     POI,
@@ -320,6 +321,51 @@ async def test_nobody_came(counter: Counter, card: VirtualCard) -> None:
     counter.present_s = 0.05
     counter.start_again()
     assert how(await counter.ask(payment("C1"))) == "Cancel"
+
+
+async def test_a_reader_that_is_gone_while_a_card_is_awaited(counter: Counter) -> None:
+    await counter.stop()
+    counter.present_s = 0.05
+    counter.start_again()
+    counter.reader.field.put(ReaderUnavailable("unplugged"))
+    assert how(await counter.ask(payment("C1"))) == "UnavailableDevice"
+
+
+async def test_of_a_payment_that_the_ledger_refused_nothing_is_refunded(
+    counter: Counter, card: VirtualCard
+) -> None:
+    original = transaction(await paid(counter, card, "A1"))
+    (record,) = approvals(counter)
+    refusal = {
+        "about": str(record.id),
+        "verdict": Verdict.INVALID.value,
+        "reason": "not genuine",
+        "at_unix_ms": now_unix_ms(),
+    }
+    counter.shop.journal.append(Kind.ACKNOWLEDGEMENT, uuid4(), refusal)
+    answer = await counter.ask(reversal("R1", original, 5))
+    assert how(answer) == "NotAllowed"
+    assert "did%20not%20pay" in said(answer)["AdditionalResponse"]
+    first = await counter.ask(payment("A1"))
+    assert how(first) == "Success"  # what was told stays told
+
+
+async def test_what_a_pos_tells_of_itself_is_taken_and_answered_with_nothing(counter: Counter) -> None:
+    event = {
+        "SaleToPOIRequest": {
+            "MessageHeader": {
+                "ProtocolVersion": "3.0",
+                "MessageClass": "Event",
+                "MessageCategory": "Event",
+                "MessageType": "Notification",
+                "SaleID": SALE_ID,
+                "DeviceID": "77",
+                "POIID": POI,
+            },
+            "EventNotification": {"EventToNotify": "SaleAdmin", "TimeStamp": "2026-11-24T10:00:00Z"},
+        }
+    }
+    assert await counter.ask(event) == {}
 
 
 async def test_on_a_full_disk_nothing_is_begun(counter: Counter, card: VirtualCard) -> None:
