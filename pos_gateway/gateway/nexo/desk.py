@@ -168,8 +168,12 @@ class Desk:
         try:
             return await self._categories[header.category](header, raw)
         except InvalidMessage as error:
+            if header.category == "Abort":
+                return self.reject(str(error), header)
             return answers.refuse(header, Condition.MESSAGE_FORMAT, str(error))
         except Unavailable as error:
+            if header.category == "Abort":
+                return self.reject(str(error), header)
             return answers.refuse(header, Condition.UNAVAILABLE_SERVICE, str(error))
 
     def reject(self, message: str, header: Header | None = None) -> Reply:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import string
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -26,7 +25,6 @@ _MAX_ID_CHARACTERS: Final = 64
 _MAX_TRANSACTION_ID_CHARACTERS: Final = 128
 _MAX_ACQUIRER_DATA_CHARACTERS: Final = 8192
 _MAX_PLAN_ID_CHARACTERS: Final = 64
-_TIME_CHARACTERS: Final = frozenset(string.digits + "-+:.TZ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +278,7 @@ def parse_reversal(raw: Mapping[str, Any], unit: Currency, session: Session) -> 
     return ReversalOrder(
         original=original,
         amount_minor=None if amount is None else wire.amount_minor(amount, unit, "ReversedAmount"),
-        reason=_text(raw, "ReversalReason"),
+        reason=_optional_text(raw, "ReversalReason") or "MerchantCancel",
         sale=_sale(sale_data, session, required=False),
     )
 
@@ -404,8 +402,6 @@ def _sale(raw: Mapping[str, Any], session: Session, *, required: bool = True) ->
     )
     read: Callable[..., str | None] = _text if required else _optional_text
     time_stamp = _optional_text(identification, "TimeStamp") or ""
-    if not set(time_stamp) <= _TIME_CHARACTERS:
-        raise InvalidMessage("not a time", where="TimeStamp")
     return SaleData(
         transaction_id=read(identification, "TransactionID", _MAX_TRANSACTION_ID_CHARACTERS) or "",
         time_stamp=time_stamp,

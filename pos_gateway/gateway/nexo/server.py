@@ -30,7 +30,7 @@ _log = structlog.get_logger(__name__)
 
 _REQUEST: Final = "SaleToPOIRequest"
 _EARLY_S: Final = 0.05
-"""How long `/async` waits for an answer that is there at once, so that what is wrong is said."""
+"""How long `/async` waits for a message that moves money to be rejected, before it says ok."""
 
 
 class _Refused(Exception):
@@ -69,18 +69,19 @@ class NexoServer:
             message, sealed = await self._read(request)
         except _Refused as refused:
             return web.Response(status=refused.status)
+        header = message.get("MessageHeader")
+        moves_money = isinstance(header, dict) and header.get("MessageCategory") in ("Payment", "Reversal")
         task = asyncio.ensure_future(self._take(message, None))
         self._later.add(task)
         task.add_done_callback(self._later.discard)
-        done, _ = await asyncio.wait({task}, timeout=_EARLY_S)
-        early = task.result() if done else None
-        header = message.get("MessageHeader")
-        moves_money = isinstance(header, dict) and header.get("MessageCategory") in ("Payment", "Reversal")
-        if early is None or (moves_money and early.envelope != _REQUEST):
-            if not done and not moves_money:
-                return self._write(await task, sealed)
-            return web.Response(text="ok")
-        return self._write(early, sealed)
+        if moves_money:
+            await asyncio.wait({task}, timeout=_EARLY_S)
+            reply = task.result() if task.done() else None
+            if reply is not None and reply.envelope != _REQUEST:
+                reply = None  # its POS asks for the status
+        else:
+            reply = await asyncio.shield(task)
+        return web.Response(text="ok") if reply is None else self._write(reply, sealed)
 
     async def _take(self, message: Mapping[str, Any], poi_id: str | None) -> Reply | None:
         header = message.get("MessageHeader")

@@ -97,8 +97,13 @@ async def test_two_who_ask_the_same_at_once_get_one_payment(counter: Counter, ca
     assert len(approvals(counter)) == 1
 
 
-async def test_a_service_id_never_stands_for_another_request(counter: Counter, card: VirtualCard) -> None:
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_service_id_never_stands_for_another_request(
+    counter: Counter, card: VirtualCard, kept: bool
+) -> None:
     await paid(counter, card, "A1")
+    if kept:
+        await counter.pos.desk.close()
     assert how(await counter.ask(payment("A1", 5))) == "NotAllowed"
     assert how(await counter.ask(reversal("A1", uuid4().hex))) == "NotAllowed"
     assert how(
@@ -473,9 +478,12 @@ async def test_another_currency_tips_and_cashback_are_refused(counter: Counter) 
     )
 
 
+@pytest.mark.parametrize("kept", [True, False])
 async def test_a_part_is_approved_where_the_pos_says_how_small_it_may_be(
-    counter: Counter, card: VirtualCard
+    counter: Counter, card: VirtualCard, kept: bool
 ) -> None:
+    if not kept:
+        counter.pos.store.end = _does_nothing  # type: ignore[method-assign]
     await paid(counter, card, "A1", 200)
     counter.reader.present(card)
     counter.reader.present(card)
@@ -486,7 +494,7 @@ async def test_a_part_is_approved_where_the_pos_says_how_small_it_may_be(
     assert UUID(transaction(answer).partition(".")[2]) == approvals(counter)[-1].id
     assert [r.facts()["amount_minor"] for r in approvals(counter)] == [20_000, 8_000]
     assert await counter.ask(payment("A2", 150, MinimumSplitAmount=80)) == answer
-    await counter.stop()
+    await (counter.stop() if kept else counter.die())
     counter.start_again()
     assert await counter.ask(payment("A2", 150, MinimumSplitAmount=80)) == answer
     assert how(await counter.ask(reversal("R1", transaction(answer)))) == "Success"
