@@ -11,6 +11,7 @@ import typer
 
 from pos_gateway.cli.terminal import Json, emit
 from pos_gateway.lab.journal_bench import bench_journal
+from pos_gateway.lab.pos_bench import bench_pos
 from pos_gateway.lab.snapshot_bench import bench_snapshot
 from pos_gateway.lab.sync_bench import bench_sync
 from pos_gateway.lab.tap_bench import DRIVERS, bench_tap
@@ -200,6 +201,43 @@ def _journal_text(data: dict[str, Any]) -> str:
         )
     costs = ", ".join(f"{name.replace('_', ' ')} {cost}" for name, cost in data["costs_us"].items())
     return "\n".join([*lines, f"of a record's own cost, µs: {costs}"])
+
+
+class Protocol(Enum):
+    """What POS software speaks."""
+
+    NEXO = "nexo"
+
+
+@app.command()
+def pos(
+    protocol: Annotated[Protocol, typer.Option(help="The interface to measure.")] = Protocol.NEXO,
+    taps: Annotated[int, typer.Option(min=1, max=100_000, help="How many to measure of each kind.")] = 200,
+    folder: Annotated[
+        Path | None, typer.Option(help="On which disk the journal lies.", exists=True, file_okay=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What the POS interface adds: the gateway's own share of a payment that a POS asks for over HTTPS, and
+    its ratio to that of the same tap begun without it."""
+    data = bench_pos(taps, folder)
+    emit(data, _pos_text(data), as_json=as_json)
+
+
+def _pos_text(data: dict[str, Any]) -> str:
+    names = {
+        "card_and_reader_us": "card and reader",
+        "own_share_without_us": "own share without the protocol",
+        "own_share_us": "own share, plain messages",
+        "own_share_encrypted_us": "own share, encrypted messages",
+    }
+    lines = [f"{data['taps']} taps each way, µs", f"{'':34}{'p50':>10}{'p99':>10}"]
+    lines += [f"{name:34}{data[key]['p50']:>10}{data[key]['p99']:>10}" for key, name in names.items()]
+    lines.append(
+        f"own share ÷ own share without the protocol: {data['own_share_ratio']} plain,"
+        f" {data['own_share_ratio_encrypted']} encrypted (aim: ≤ {data['target_ratio']})"
+    )
+    return "\n".join(lines)
 
 
 def _text(data: dict[str, Any]) -> str:

@@ -126,6 +126,18 @@ class JournalSettings(Section):
     keep_days: int = Field(ge=1, le=36_600)
 
 
+class Nexo(Section):
+    """The interface for POS software. `pois`: POIID → lane; empty gives every lane a POIID of its own."""
+
+    enabled: bool
+    host: str = Field(min_length=1)
+    port: int = Field(ge=0, le=65_535)
+    plain: bool
+    key_identifier: str = Field(min_length=1, max_length=64)
+    key_version: int = Field(ge=0, le=1 << 31)
+    pois: dict[Annotated[str, Field(min_length=1, max_length=64)], str]
+
+
 class Settings(Section):
     """`terminal.toml` with the overrides of `gateway.toml`."""
 
@@ -138,6 +150,7 @@ class Settings(Section):
     synchroniser: SynchroniserSettings
     grants: GrantSettings
     journal: JournalSettings
+    nexo: Nexo
 
     def policy(self) -> Policy:
         """The shop's own bounds, as the decision takes them."""
@@ -236,6 +249,11 @@ class Home:
     def readers(self) -> Path:
         """Reader models that this shop describes itself, beside those that come with the program."""
         return self.path / "readers"
+
+    @property
+    def nexo(self) -> Path:
+        """The folder of the POS interface: see `gateway.nexo.setup`."""
+        return self.path / "nexo"
 
     @property
     def address(self) -> Path:

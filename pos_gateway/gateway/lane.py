@@ -15,7 +15,7 @@ import structlog
 
 from pos_gateway.authorization.decision import Decline
 from pos_gateway.authorization.reasons import Reason
-from pos_gateway.errors import PosGatewayError, ReaderUnavailable, Unavailable
+from pos_gateway.errors import OutcomeUnknown, PosGatewayError, ReaderUnavailable, Unavailable
 from pos_gateway.gateway.readers.port import CardChannel, Indication, Reader
 from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, Step, Till
 from pos_gateway.instalments import Offer, Quote, quote
@@ -63,6 +63,10 @@ class PaymentView:
     refunded_minor: int = 0
     voided: bool = False
     plan: Quote | None = None
+    online: bool = False
+    """The ledger raised the ceiling for this tap."""
+    doubtful: bool = False
+    """It failed in a way that leaves open whether the journal holds it."""
 
     def as_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -103,6 +107,7 @@ class PaymentView:
             token_last4=facts["token_last4"],
             sequence=record.sequence,
             plan=plan_of(facts),
+            online=facts.get("limit_source") == "grant",
         )
 
 
@@ -131,6 +136,9 @@ class Lane:
         self._inbox: queue.SimpleQueue[Payment | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
         self._cancelled = threading.Event()
+        self._taken = threading.Lock()
+        """Guards which payment a cancellation is meant for."""
+        self._current: UUID | None = None
         self._card_may_remain = False
         self._paid: tuple[Approved, CardChannel] | None = None
         self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
@@ -156,19 +164,26 @@ class Lane:
             raise Unavailable(
                 f"lane {self.name} is taking another payment", advice="finish or cancel that payment first"
             )
-        self._cancelled.clear()
+        with self._taken:
+            self._current = payment.id
+            self._cancelled.clear()
         view = self._view(payment, State.PRESENT_CARD)
         self._inbox.put(payment)
         return view
 
-    def cancel(self) -> None:
-        """Cancel the payment if no card is being asked; a TC that was given decides otherwise."""
-        self._cancelled.set()
+    def cancel(self, payment_id: UUID) -> None:
+        """Cancel the payment, if it is the one being taken and no card is being asked; a TC that was given
+        decides otherwise."""
+        with self._taken:
+            if payment_id != self._current:
+                return
+            self._cancelled.set()
         self._reader.interrupt()
 
     def close(self) -> None:
         self._inbox.put(None)
-        self.cancel()
+        self._cancelled.set()
+        self._reader.interrupt()
         self._thread.join(timeout=5)
         self._reader.close()
 
@@ -179,6 +194,7 @@ class Lane:
             except PosGatewayError as error:
                 _log.error("payment failed", payment=str(payment.id), reason=error.reason)
                 final = self._view(payment, State.FAILED, message=str(error))
+                final = replace(final, doubtful=isinstance(error, OutcomeUnknown))
             except Exception as error:  # noqa: BLE001 - one payment's bug must not end the lane
                 _log.exception("payment failed", payment=str(payment.id))
                 final = self._view(payment, State.FAILED, message=f"internal error {type(error).__name__}")

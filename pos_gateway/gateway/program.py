@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -36,6 +37,7 @@ from pos_gateway.gateway.journal_view import Refusals
 from pos_gateway.gateway.lane import Lane, PaymentView
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.line import connect_probe
+from pos_gateway.gateway.nexo.interface import PosInterface, open_pos_interface
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.pruner import Pruner
 from pos_gateway.gateway.readers.models import load_models
@@ -199,8 +201,11 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             rng=random.SystemRandom(),
             renewed=synchroniser.synchronise_now,
         )
+        pos: PosInterface | None = None
 
         def changed(view: PaymentView) -> None:
+            if pos is not None:
+                pos.desk.payment_changed(view)
             hub.publish(Event("payment", view.as_json()))
             if view.state.final:
                 status_changed()
@@ -208,6 +213,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                     synchroniser.synchronise_now()
 
         payments = Payments(till, journal, changed, headroom_bytes=settings.journal.headroom_bytes)
+        pos = await _open_pos(stack, home, settings, enrolment, payments, journal, synchroniser)
 
         def tell_status() -> dict[str, Any]:
             return status(
@@ -257,7 +263,14 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 host_names=(*LOOPBACK_NAMES, host),
             )
         )
-        address = await _listen(stack, app, host, settings.http.port)
+        address = await _listen(stack, app, host, settings.http.port, "http")
+        if pos is not None:
+            at = settings.nexo
+            pos.files.address.write_text(
+                await _listen(stack, pos.app, at.host, at.port, "nexo", pos.tls) + "\n"
+            )
+            stack.callback(pos.files.address.unlink, missing_ok=True)
+            stack.push_async_callback(pos.desk.close)
         stack.callback(hub.close)
         home.address.write_text(address + "\n")
         stack.callback(home.address.unlink, missing_ok=True)
@@ -285,19 +298,56 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             synchronising.result()
 
 
-async def _listen(stack: contextlib.AsyncExitStack, app: web.Application, host: str, port: int) -> str:
+async def _open_pos(
+    stack: contextlib.AsyncExitStack,
+    home: Home,
+    settings: Settings,
+    enrolment: Enrolment,
+    payments: Payments,
+    journal: Journal,
+    synchroniser: Synchroniser,
+) -> PosInterface | None:
+    """The interface for POS software, with all that an earlier run left open settled; None if it is off."""
+    if not settings.nexo.enabled:
+        return None
+
+    def line_up() -> bool | None:
+        return {Line.UP: True, Line.DOWN: False}.get(synchroniser.state.line)
+
+    pos = await asyncio.to_thread(
+        open_pos_interface,
+        home.nexo,
+        settings.nexo,
+        enrolment,
+        payments,
+        journal,
+        line_up=line_up,
+        now_unix_ms=now_unix_ms,
+    )
+    stack.callback(pos.store.close)
+    return pos
+
+
+async def _listen(
+    stack: contextlib.AsyncExitStack,
+    app: web.Application,
+    host: str,
+    port: int,
+    section: str,
+    tls: ssl.SSLContext | None = None,
+) -> str:
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host, port)
+    site = web.TCPSite(runner, host, port, ssl_context=tls)
     try:
         await site.start()
     except OSError as error:
         raise Unavailable(
             f"cannot listen on {host} port {port}: {error.strerror}",
-            advice="choose another [http] port in gateway.toml",
+            advice=f"choose another [{section}] port in gateway.toml",
         ) from None
-    return f"http://{host}:{runner.addresses[0][1]}"
+    return f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}"
 
 
 async def _tell(news: asyncio.Event, hub: Hub, tell_status: Callable[[], dict[str, Any]]) -> None:

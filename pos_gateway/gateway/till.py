@@ -188,6 +188,10 @@ class Payment:
     seal: Seal = field(repr=False)
     clock_was_trusted: bool = True
     """When it started, which is the time it carries."""
+    reference: Mapping[str, str] = field(default_factory=dict)
+    """By what the POS will ask for it again: journalled with it, and otherwise looked away from."""
+    before_asking: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Called before a card is asked for a TC. It may block; what it raises ends the payment."""
     asked: dict[bytes, Asked] = field(default_factory=dict, repr=False)
     asking: dict[bytes, Asking] = field(default_factory=dict, repr=False)
 
@@ -297,7 +301,13 @@ class Till:
         return tuple(offer for offer in offers if not offer.categories or category in offer.categories)
 
     def new_payment(
-        self, payment_id: UUID, amount_minor: int, sequence_counter: int, plan: Quote | None = None
+        self,
+        payment_id: UUID,
+        amount_minor: int,
+        sequence_counter: int,
+        plan: Quote | None = None,
+        reference: Mapping[str, str] | None = None,
+        before_asking: Callable[[], None] = lambda: None,
     ) -> Payment:
         """A sale that waits for its tap; what can be prepared without the card is prepared here.
 
@@ -308,10 +318,12 @@ class Till:
         # Open first, trusted or not after that: see `completeness`.
         self.open_payments.begin(payment_id, _unix_ms(now))
         try:
-            return self._begun(payment_id, amount_minor, now, sequence_counter, plan)
+            payment = self._begun(payment_id, amount_minor, now, sequence_counter, plan)
         except BaseException:
             self.open_payments.end(payment_id)
             raise
+        payment.reference, payment.before_asking = reference or {}, before_asking
+        return payment
 
     def end(self, payment: Payment) -> None:
         """No card may approve it any more, if none has: called once its outcome is told. A TC that was asked
@@ -428,6 +440,7 @@ class Till:
         if isinstance(judgement, Decline):
             return self._declined(payment, judgement, known)
 
+        payment.before_asking()
         progress(Step.ASKING_CARD)
         asked = payment.asked.get(known.token_key)
         if asked is None or not asked.open:
@@ -710,6 +723,8 @@ class Till:
             "token_key": known.token_key.hex(),
             "token_last4": known.last4 or "",
         }
+        if payment.reference:
+            facts["pos"] = dict(payment.reference)
         if payment.plan is not None:
             facts["plan"] = {"offer": payment.plan.offer.to_json(), "periods": payment.plan.periods}
         return facts
