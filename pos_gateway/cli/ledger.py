@@ -97,11 +97,23 @@ def restored(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
 def serve(
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for any free one.")] = DEFAULT_PORT,
+    verifiers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=64,
+            help="In how many processes presentments are verified; 0 for none beside this one. One for "
+            "each core if not said, none on a single core.",
+        ),
+    ] = None,
     home: LedgerHome = LEDGER_HOME,
     as_json: Json = False,
 ) -> None:
     """Serve gateways until Ctrl-C."""
-    with Ledger.open(home) as ledger:
+    if verifiers is None:
+        cores = len(os.sched_getaffinity(0))
+        verifiers = cores if cores > 1 else 0
+    with Ledger.open(home, verifiers=verifiers) as ledger:
 
         def on_ready(bound_port: int) -> None:
             address = f"https://{host}:{bound_port}"

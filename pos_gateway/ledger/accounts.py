@@ -21,12 +21,23 @@ from pos_gateway.emv.application import MAX_COUNTER
 from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
 from pos_gateway.ledger.balance import Balance
-from pos_gateway.ledger.bulk import among, beside
+from pos_gateway.ledger.bulk import among, among_both, beside
 from pos_gateway.ledger.reserve import CounterLine, Interval, Publication, check_invariant, measure
 from pos_gateway.limits.record import Status
 
 AT_ONCE: Final = 500
 """How many accounts one statement may name."""
+
+LINE: Final = (
+    store.tokens.c.id,
+    store.tokens.c.account_id,
+    store.tokens.c.token_key,
+    store.tokens.c.status,
+    store.tokens.c.highest_counter,
+    store.tokens.c.run_start,
+    store.tokens.c.run_end,
+)
+"""What a counter line needs of its token's row."""
 
 _ID_BYTES: Final = 10
 
@@ -100,15 +111,9 @@ class TokenLine(CounterLine):
     """
 
     row: sa.Row[Any] = field(kw_only=True)
+    id: str = field(kw_only=True)
+    account_id: str = field(kw_only=True)
     run: Interval = (0, 0)
-
-    @property
-    def id(self) -> str:
-        return str(self.row.id)
-
-    @property
-    def account_id(self) -> str:
-        return str(self.row.account_id)
 
     @property
     def status(self) -> TokenStatus:
@@ -338,23 +343,26 @@ def read_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
     )
 
 
-def token_lines(connection: sa.Connection, account_ids: Sequence[str]) -> list[TokenLine]:
-    """Every token of the accounts, in a stable order. Of what was posted, only what can matter is
-    read: points above the lowest start of a publication that has not lapsed, and of those the ones that
-    make up the token's run as that one interval."""
+def token_lines(
+    connection: sa.Connection,
+    account_ids: Sequence[str],
+    columns: Sequence[sa.Column[Any]] = tuple(store.tokens.columns),
+) -> list[TokenLine]:
+    """Every token of the accounts, in a stable order, its row with these columns, `LINE` among them.
+
+    Of what was posted, only what can matter is read: points above the lowest start of a publication that
+    has not lapsed, and of those the ones that make up the token's run as that one interval.
+    """
     tokens, publications = store.tokens.c, store.publications.c
-    rows = connection.execute(
-        sa.select(store.tokens).where(among(connection, tokens.account_id, account_ids)).order_by(tokens.id)
-    )
-    lines = {
-        row.id: TokenLine(row.highest_counter, row=row, run=(row.run_start, row.run_end)) for row in rows
-    }
+    theirs, also_theirs = among_both(connection, (tokens.account_id, publications.account_id), account_ids)
+    rows = connection.execute(sa.select(*columns).where(theirs).order_by(tokens.id))
+    lines = {row.id: line_of(row) for row in rows.all()}
     standing = sa.select(publications.token_id, *(publications[name] for name in _PUBLICATION)).where(
-        among(connection, publications.account_id, account_ids), sa.not_(publications.lapsed)
+        also_theirs, sa.not_(publications.lapsed)
     )
-    for token_id, *publication in connection.execute(standing):
+    for token_id, *publication in connection.execute(standing).all():
         lines[token_id].publications.append(Publication(*publication))
-    for token_id, before, after in connection.execute(_posted_besides_runs(connection, lines)):
+    for token_id, before, after in connection.execute(_posted_besides_runs(connection, lines)).all():
         lines[token_id].posted.append((before, after))
     gone = store.write_offs.c
     written_off = sa.select(gone.token_id, gone.counter_before, gone.counter_after).where(
@@ -385,6 +393,17 @@ def _posted_besides_runs(connection: sa.Connection, lines: Mapping[str, TokenLin
         sa.select(claims.token_id, claims.counter_before, claims.counter_after)
         .join_from(asked, store.claims, asked.c.c0 == claims.token_id)
         .where(claims.counter_after > asked.c.c1, claims.counter_after <= asked.c.c2, claims.posted)
+    )
+
+
+def line_of(row: sa.Row[Any]) -> TokenLine:
+    """A token's line before anything published or posted is read."""
+    return TokenLine(
+        row.highest_counter,
+        row=row,
+        id=row.id,
+        account_id=row.account_id,
+        run=(row.run_start, row.run_end),
     )
 
 

@@ -28,7 +28,7 @@ from pos_gateway.ledger.bulk import (
     insert_rows,
     insert_tuples,
     set_each,
-    stored_id,
+    stored_ids,
     update_each,
 )
 from pos_gateway.ledger.corrections import Correction, Original
@@ -261,20 +261,20 @@ class _Reading:
             columns.reason,
             columns.account_id,
         ).where(mine, among(self._connection, columns.record_id, {record.id for record in records} | abouts))
-        for row in self._connection.execute(seen):
+        for row in self._connection.execute(seen).all():
             self._before.seen[row.record_id] = Seen(
                 _KINDS[row.kind], row.content_digest, _VERDICTS[row.verdict], row.reason, row.account_id
             )
         sequences = sa.select(columns.sequence, columns.record_id).where(
             mine, among(self._connection, columns.sequence, {record.sequence for record in records})
         )
-        for sequence, record_id in self._connection.execute(sequences):
+        for sequence, record_id in self._connection.execute(sequences).all():
             self._before.sequences[sequence] = record_id
 
     def _read_lines(self, account_ids: list[str], taps: list[Tap], keys: set[bytes]) -> None:
         lines, reserved_minor = self._before.lines, self._before.reserved_minor
         by_id: dict[str, Line] = {}
-        for token in accounts.token_lines(self._connection, account_ids):
+        for token in accounts.token_lines(self._connection, account_ids, accounts.LINE):
             claimable = token.claimable(self._now_unix_s)
             reserved_minor[token.account_id] += measure(claimable)
             key: bytes = token.row.token_key
@@ -283,18 +283,7 @@ class _Reading:
         if not by_id:
             return
         ours = [(lines[tap.token_key], tap) for tap in taps if tap.token_key in lines]
-        publications = store.publications.c
-        relied_on = sa.select(
-            publications.token_id, publications.digest, *(publications[name] for name in ReliedOn._fields)
-        ).where(
-            among_pairs(
-                self._connection,
-                (publications.token_id, publications.digest),
-                {(line.token.id, tap.limit_digest) for line, tap in ours},
-            )
-        )
-        for token_id, digest, *publication in self._connection.execute(relied_on):
-            self._before.published[token_id, digest] = ReliedOn(*publication)
+        self._read_relied_on(ours)
         # In so many words: SQLite does not see that `posted = 0` is what its index of these is about.
         unposted = sa.not_(sa.literal_column("claims.posted", sa.Boolean))
         self._add_claims(
@@ -329,6 +318,29 @@ class _Reading:
             for counter_before in self._connection.scalars(pointing):
                 line.pointing[renunciation.previous_digest] = counter_before
 
+    def _read_relied_on(self, ours: Iterable[tuple[Line, Tap]]) -> None:
+        """The publications that the taps name: known already, unless they have lapsed."""
+        published = self._before.published
+        for line in self._before.lines.values():
+            token = line.token
+            for publication in token.publications:
+                published[token.id, publication.digest] = ReliedOn(
+                    publication.ceiling,
+                    publication.issued_unix_s,
+                    publication.valid_until_unix_s,
+                    publication.stands_until_unix_s,
+                    publication.terminal_id,
+                )
+        others = {(line.token.id, tap.limit_digest) for line, tap in ours} - published.keys()
+        if not others:
+            return
+        columns = store.publications.c
+        lapsed = sa.select(
+            columns.token_id, columns.digest, *(columns[name] for name in ReliedOn._fields)
+        ).where(among_pairs(self._connection, (columns.token_id, columns.digest), others))
+        for token_id, digest, *values in self._connection.execute(lapsed).all():
+            published[token_id, digest] = ReliedOn(*values)
+
     def _read_contested(self, by_id: Mapping[str, Line], ours: Iterable[tuple[Line, Tap]]) -> None:
         """Whoever claims points that are not claimable must be held against all that were posted."""
         wanted = {
@@ -351,7 +363,7 @@ class _Reading:
         self._add_claims(by_id, overlapping.distinct())
 
     def _add_claims(self, by_id: Mapping[str, Line], query: sa.Select[Any]) -> None:
-        for token_id, *claim in self._connection.execute(query):
+        for token_id, *claim in self._connection.execute(query).all():
             insort(by_id[token_id].claims, Claim(*claim))
 
     def _read_originals(self, abouts: set[uuid.UUID], account_ids: list[str]) -> None:
@@ -387,7 +399,7 @@ class _Reading:
                 entries.book != PAYABLE,
             )
         )
-        for row in self._connection.execute(moved):
+        for row in self._connection.execute(moved).all():
             original = by_transfer[row.original_id or row.id]
             original.left_minor += row.amount_minor
             original.book = row.book, row.owner_id
@@ -398,16 +410,15 @@ class _Reading:
     def _read_waiting(self, authorizations: set[uuid.UUID]) -> None:
         """Corrections that came before their payment, in the order in which the gateway made them."""
         columns = store.presentments.c
-        waiting = (
-            sa.select(columns.record_id, columns.kind, columns.about, columns.body)
-            .where(
-                columns.gateway_id == self._gateway.id,
-                among(self._connection, columns.about, authorizations),
-                columns.verdict == Verdict.UNKNOWN.value,
-            )
-            .order_by(columns.sequence)
+        waiting = sa.select(
+            columns.record_id, columns.kind, columns.about, columns.body, columns.sequence
+        ).where(
+            columns.gateway_id == self._gateway.id,
+            among(self._connection, columns.about, authorizations),
+            columns.verdict == Verdict.UNKNOWN.value,
         )
-        for row in self._connection.execute(waiting):
+        # Sorted here: SQLite would go through all that the gateway ever presented to have them in order.
+        for row in sorted(self._connection.execute(waiting).all(), key=lambda row: row.sequence):
             facts = json.loads(row.body)
             correction = Correction(Kind(row.kind), row.about, facts["amount_minor"], facts["at_unix_ms"])
             self._before.waiting.setdefault(row.about, []).append((row.record_id, correction))
@@ -423,6 +434,7 @@ class After:
         self._gateway = gateway
         self._currency = currency
         self._now_unix_ms = now_unix_ms
+        self._id = stored_ids(connection)
         self._presentments: list[tuple[Any, ...]] = []
         self._kept: dict[uuid.UUID, int] = {}
         self._rejudged: list[tuple[uuid.UUID, str | None, Verdict, str]] = []
@@ -716,13 +728,13 @@ class After:
         reserved_minor = {account_id: before.reserved_minor[account_id] for account_id in touched}
         for token_id, posted in self._read_back().items():
             line = self._moved[token_id]
-            left = subtract(line.claimable, interval_set(posted))
-            reserved_minor[line.token.account_id] -= measure(line.claimable) - measure(left)
+            reserved_minor[line.token.account_id] -= _released_minor(line.claimable, posted)
         columns = store.accounts.c
         owed = sa.select(
             columns.id, columns.limit_minor, columns.outstanding_minor, columns.uncleared_minor
         ).where(among(self._connection, columns.id, touched))
-        for account_id, limit_minor, outstanding_minor, uncleared_minor in self._connection.execute(owed):
+        rows = self._connection.execute(owed).all()
+        for account_id, limit_minor, outstanding_minor, uncleared_minor in rows:
             committed_minor = before.balances[account_id].committed_minor(before.reserved_minor[account_id])
             check_invariant(
                 limit_minor=max(limit_minor, committed_minor),
@@ -746,12 +758,16 @@ class After:
             .where(claims.posted)
         )
         found: dict[str, list[Interval]] = {}
-        for token_id, before, after in self._connection.execute(there):
+        for token_id, before, after in self._connection.execute(there).all():
             found.setdefault(token_id, []).append((before, after))
         return found
 
-    def _id(self, record_id: uuid.UUID) -> Any:
-        return stored_id(self._connection, record_id)
+
+def _released_minor(claimable: IntervalSet, posted: list[Interval]) -> int:
+    """How many points are claimable no longer because these are posted."""
+    if len(posted) == 1 and contains(claimable, posted[0]):
+        return posted[0][1] - posted[0][0]
+    return measure(claimable) - measure(subtract(claimable, interval_set(posted)))
 
 
 _CLAIM: Final = sa.select(

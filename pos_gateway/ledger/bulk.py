@@ -4,7 +4,8 @@ or passing every row through the general machinery, would cost more than the wor
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from operator import attrgetter
 from typing import Any, Final
 from uuid import UUID
 
@@ -33,10 +34,19 @@ def among(
         return column == sa.any_(_array(column, list(values)))
     if len(values) <= _FEW:
         return column.in_(values)
-    rows = beside(
-        connection, f"among_{column.table.name}_{column.name}", (column,), [(value,) for value in values]
-    )
-    return column.in_(sa.select(rows.c[0]))
+    name = f"among_{column.table.name}_{column.name}"
+    return column.in_(sa.select(beside(connection, name, (column,), [(value,) for value in values])))
+
+
+def among_both(
+    connection: sa.Connection, columns: tuple[sa.Column[Any], sa.Column[Any]], values: Collection[Any]
+) -> tuple[sa.ColumnElement[bool], sa.ColumnElement[bool]]:
+    """`among` for two columns of one kind."""
+    if _takes_arrays(connection) or len(values) <= _FEW:
+        return among(connection, columns[0], values), among(connection, columns[1], values)
+    name = f"among_{columns[0].table.name}_{columns[1].table.name}"
+    rows = sa.select(beside(connection, name, (columns[0],), [(value,) for value in values]))
+    return columns[0].in_(rows), columns[1].in_(rows)
 
 
 def among_pairs(
@@ -70,7 +80,8 @@ def beside(
     connection.exec_driver_sql(f"DELETE FROM temp.{name}")  # noqa: S608 - a name of ours
     if rows:
         places = ", ".join("?" * len(names))
-        stored = [_stored_on_sqlite(row) for row in rows]
+        has_ids = any(isinstance(column.type, sa.Uuid) for column in columns)
+        stored = [_stored_on_sqlite(row) for row in rows] if has_ids else list(rows)
         connection.exec_driver_sql(f"INSERT INTO temp.{name} VALUES ({places})", stored)  # noqa: S608
     typed = (sa.column(label, column.type) for label, column in zip(names, columns, strict=True))
     return sa.table(name, *typed)
@@ -107,9 +118,9 @@ def insert_tuples(
             copy.write_row(row)
 
 
-def stored_id(connection: sa.Connection, value: UUID) -> Any:
-    """An id as `insert_tuples` and the driver want it."""
-    return value if _takes_arrays(connection) else value.hex
+def stored_ids(connection: sa.Connection) -> Callable[[UUID], Any]:
+    """Makes of an id what `insert_tuples` and the driver want."""
+    return (lambda value: value) if _takes_arrays(connection) else attrgetter("hex")
 
 
 def update_each(

@@ -77,10 +77,11 @@ from pos_gateway.ledger.publisher import (
 )
 from pos_gateway.ledger.repository import Repository, utc
 from pos_gateway.ledger.reviews import Review
-from pos_gateway.ledger.settlement import AlarmKind, RecordVerdict
+from pos_gateway.ledger.settlement import AlarmKind, Examined, RecordVerdict
 from pos_gateway.ledger.signer_log import Replayed, SignerLog
 from pos_gateway.ledger.signing import KeyChest, Role, new_signing_key
 from pos_gateway.ledger.store import Store
+from pos_gateway.ledger.verification import Verifier
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
 from pos_gateway.records import Verdict
@@ -141,6 +142,7 @@ class Ledger:
         *,
         database: str | None = None,
         restoring: bool = False,
+        verifiers: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.home = home
@@ -154,6 +156,7 @@ class Ledger:
         if not restoring:
             self._check_remembers()
         self._clock = clock
+        self._verifier = Verifier(self.issuer, verifiers)
         self.ceremony = Ceremony(
             self.repository,
             home / "keys" / "signing",
@@ -238,16 +241,22 @@ class Ledger:
 
     @classmethod
     def open(
-        cls, home: Path, *, database: str | None = None, clock: Callable[[], float] = time.time
+        cls,
+        home: Path,
+        *,
+        database: str | None = None,
+        verifiers: int = 0,
+        clock: Callable[[], float] = time.time,
     ) -> Ledger:
-        """`database`: another way to the same books than `ledger.json` names.
+        """`database`: another way to the same books than `ledger.json` names. `verifiers`: in how many
+        processes presentments are verified; with 0, in this one.
 
         Raises:
             InvalidConfiguration: no ledger there, a file of it is missing, damaged or open to others, or
                 its tables are of another version.
             Unavailable: its database is not to be had.
         """
-        return cls(home.absolute(), database=database, clock=clock)
+        return cls(home.absolute(), database=database, verifiers=verifiers, clock=clock)
 
     @classmethod
     def migrate(cls, home: Path, to: str = "head") -> tuple[str | None, str | None]:
@@ -305,7 +314,13 @@ class Ledger:
         )
 
     def close(self) -> None:
+        self._verifier.close()
         self._database.close()
+
+    @property
+    def database(self) -> Store:
+        """The books themselves."""
+        return self._database
 
     def __enter__(self) -> Ledger:
         return self
@@ -590,7 +605,7 @@ class Ledger:
             return conflicts.bundle(
                 connection,
                 conflict_id,
-                issuer=self._issuer,
+                issuer=self.issuer,
                 issuer_name=self.identity.issuer,
                 ca_keys=self.ca_keys,
             )
@@ -737,7 +752,13 @@ class Ledger:
 
     def present(self, gateway_id: str, body: bytes, signature: bytes) -> list[RecordVerdict]:
         """Take a batch; see `postings.present`. The verdicts are durable when this returns."""
-        return postings.present(self._database, self._issuer, gateway_id, body, signature, self.now_unix_ms)
+        return postings.present(
+            self._database, self._verifier, self.currency, gateway_id, body, signature, self.now_unix_ms
+        )
+
+    def examine(self, gateway: Gateway, body: bytes) -> list[Examined]:
+        """What a batch says before the database is asked; see `postings.examine`."""
+        return postings.examine(self._verifier, gateway, body)
 
     def payments(self, account_id: str | None = None) -> tuple[Payment, ...]:
         """What was posted, in that order; of one account or of all."""
@@ -833,7 +854,8 @@ class Ledger:
                     self._release(version)
 
     @cached_property
-    def _issuer(self) -> Issuer:
+    def issuer(self) -> Issuer:
+        """What evidence is checked with. Holds keys."""
         return Issuer(
             currency=self.currency,
             country_numeric=self.identity.country_numeric,

@@ -143,8 +143,11 @@ class CounterLine:
 
 def interval_set(intervals: Iterable[Interval]) -> IntervalSet:
     """Any intervals, in any order, as a set of points."""
+    ordered = sorted([i for i in intervals if i[0] < i[1]])
+    if len(ordered) < 2:
+        return tuple(ordered)
     merged: list[Interval] = []
-    for start, end in sorted(i for i in intervals if i[0] < i[1]):
+    for start, end in ordered:
         if merged and start <= merged[-1][1]:
             merged[-1] = (merged[-1][0], max(merged[-1][1], end))
         else:
@@ -176,21 +179,23 @@ def subtract(left: IntervalSet, right: IntervalSet) -> IntervalSet:
 
 def measure(points: IntervalSet) -> int:
     """How many points: minor units."""
-    return sum(end - start for start, end in points)
+    return sum([end - start for start, end in points])
 
 
 def contains(points: IntervalSet, interval: Interval) -> bool:
     """Does the set hold every point of the interval? An empty interval is held by none."""
-    return interval[0] < interval[1] and any(
-        start <= interval[0] and interval[1] <= end for start, end in points
-    )
+    first, last = interval
+    for start, end in points:
+        if start <= first and last <= end:
+            return first < last
+    return False
 
 
 def claimable(
     publications: Iterable[Publication], posted: Iterable[Interval], now_unix_s: int
 ) -> IntervalSet:
     """U: the points that may still be presented and will be paid."""
-    standing = interval_set((p.highest, p.end) for p in publications if p.stands(now_unix_s))
+    standing = interval_set([(p.highest, p.end) for p in publications if p.stands(now_unix_s)])
     return subtract(standing, interval_set(posted))
 
 

@@ -9,7 +9,7 @@ has read everything before, and writes and checks everything after.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -72,19 +72,25 @@ def settle(
     examined: Sequence[Examined],
     guarantee: Guarantee,
     complete_until_unix_ms: int = 0,
+    done: Callable[[str], object] = lambda step: None,
 ) -> list[RecordVerdict]:
     """Settle one batch of one gateway, once, inside the caller's transaction; the verdicts are in the order
     of the records. `complete_until_unix_ms`: the gateway says that with this batch it has presented all
-    that it approved up to that time by its clock; 0 if it says nothing.
+    that it approved up to that time by its clock; 0 if it says nothing. `done` is told when each step is
+    over: `read`, `judge`, `write`, `check`.
 
     Raises:
         InvariantBroken: a fault of ours; the transaction must not commit.
     """
     before = read_before(connection, gateway, examined, now_unix_ms)
+    done("read")
     after = After(connection, gateway, currency, now_unix_ms)
     verdicts = _Judgement(before, after, gateway, guarantee, now_unix_ms).all(examined)
+    done("judge")
     after.write()
+    done("write")
     after.check(before)
+    done("check")
     # Never ahead of our own clock: a gateway whose clock is would shut itself out for as long.
     until_unix_ms = min(complete_until_unix_ms, now_unix_ms)
     if until_unix_ms > before.complete_until_unix_ms:
@@ -110,8 +116,11 @@ class _Judgement:
 
     def all(self, examined: Sequence[Examined]) -> list[RecordVerdict]:
         # A batch that was sent out of order is no reason to let a refund wait for its own payment.
-        payments_first = sorted(range(len(examined)), key=lambda i: examined[i].correction is not None)
-        verdicts = {place: self._judge(examined[place]) for place in payments_first}
+        corrections = [place for place, item in enumerate(examined) if item.correction is not None]
+        if not corrections:
+            return [self._judge(item) for item in examined]
+        payments = [place for place, item in enumerate(examined) if item.correction is None]
+        verdicts = {place: self._judge(examined[place]) for place in (*payments, *corrections)}
         return [verdicts[place] for place in range(len(examined))]
 
     def _judge(self, item: Examined) -> RecordVerdict:
@@ -123,12 +132,12 @@ class _Judgement:
         if seen is not None and seen.content_digest != record.hash:
             reason = "Another payment was presented under the same id before. Both are kept."
             self._after.alarm(AlarmKind.CHANGED_CONTENT, record.id, seen.account_id, reason, record)
-            return RecordVerdict(str(record.id), Verdict.CONFLICT, reason)
+            return RecordVerdict(item.record_id, Verdict.CONFLICT, reason)
         if seen is not None and seen.verdict is Verdict.POSTED:
             reason = _CORRECTED_BEFORE if record.kind.corrects else _DUPLICATE
-            return RecordVerdict(str(record.id), Verdict.DUPLICATE, reason)
+            return RecordVerdict(item.record_id, Verdict.DUPLICATE, reason)
         if seen is not None and seen.verdict is not Verdict.UNKNOWN:
-            return RecordVerdict(str(record.id), seen.verdict, seen.reason)
+            return RecordVerdict(item.record_id, seen.verdict, seen.reason)
 
         other = self._before.sequences.setdefault(record.sequence, record.id)
         if other != record.id:
@@ -137,7 +146,7 @@ class _Judgement:
         if item.renunciation is not None:
             return self._judge_renunciation(record, item.renunciation)
         if item.correction is not None:
-            return self._judge_correction(record, item.correction)
+            return self._judge_correction(record, item, item.correction)
         return self._judge_payment(record, item)
 
     def _judge_renunciation(self, record: Record, renunciation: Renunciation) -> RecordVerdict:
@@ -180,14 +189,14 @@ class _Judgement:
             if verdict is not Verdict.UNKNOWN:
                 for record_id, correction in self._before.waiting.pop(record.id, ()):
                     self._judge_again(record_id, correction, original)
-        return RecordVerdict(str(record.id), verdict, reason, proves_clone=record.id in self._clones)
+        return RecordVerdict(item.record_id, verdict, reason, proves_clone=record.id in self._clones)
 
-    def _judge_correction(self, record: Record, correction: Correction) -> RecordVerdict:
+    def _judge_correction(self, record: Record, item: Examined, correction: Correction) -> RecordVerdict:
         original = self._before.originals.get(correction.about)
         judged = self._correct(record.id, correction, original)
         account_id = original.account_id if original is not None else None
         self._keep(record, account_id, judged.verdict, judged.reason, correction.about)
-        return RecordVerdict(str(record.id), judged.verdict, judged.reason)
+        return RecordVerdict(item.record_id, judged.verdict, judged.reason)
 
     def _judge_again(self, record_id: uuid.UUID, correction: Correction, original: Original) -> None:
         judged = self._correct(record_id, correction, original)

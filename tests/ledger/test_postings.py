@@ -216,12 +216,12 @@ def test_a_missing_fact_is_named(shop: Shop, card: VirtualCard) -> None:
 def test_every_byte_of_the_proof_counts(ledger: Ledger, shop: Shop, card: VirtualCard) -> None:
     record, gateway = shop.tap(card, 500), ledger.gateways()[0]
     clear = open_proof(record.proof, ledger.keys.sealing)
-    examine(record, gateway, ledger._issuer)
+    examine(record, gateway, ledger.issuer)
     for at in range(len(clear)):
         changed = clear[:at] + bytes([clear[at] ^ 0x01]) + clear[at + 1 :]
         tampered = shop.record(record.id, record.facts(), shop.seal(changed))
         with pytest.raises((AuthenticationFailed, InvalidInput)):
-            examine(tampered, gateway, ledger._issuer)
+            examine(tampered, gateway, ledger.issuer)
 
 
 def test_a_tampered_proof_is_invalid(ledger: Ledger, account: Account, shop: Shop, card: VirtualCard) -> None:

@@ -123,14 +123,14 @@ class CardInField:
 
 
 def _gateway(ready: Connection, home: str, card: str, state: str, log: str) -> None:
-    _begin(log)
+    begin(log)
     virtual = VirtualCard(Personalisation.from_json(Path(card).read_text()), state_path=Path(state))
     readers = ReaderSource(lambda: ["field"], lambda name, timeout_s: CardInField(name, virtual))
     asyncio.run(serve_gateway(Home(Path(home)), on_ready=ready.send, readers=readers))
 
 
 def _ledger(ready: Connection, home: str, port: int, log: str) -> None:
-    _begin(log)
+    begin(log)
 
     async def run() -> None:
         with Ledger.open(Path(home)) as ledger:
@@ -144,7 +144,8 @@ def _ledger(ready: Connection, home: str, port: int, log: str) -> None:
     asyncio.run(run())
 
 
-def _begin(log: str) -> None:
+def begin(log: str) -> None:
+    """First of all in a program of its own: it ends with whoever started it, and writes into a log."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, sys.stdout.fileno())

@@ -112,19 +112,7 @@ class Site:
         Raises:
             Unavailable: it does not answer.
         """
-        host = address(self.home).partition("://")[2]
-        connection = http.client.HTTPConnection(host, timeout=_ANSWER_TIMEOUT_S)
-        try:
-            headers = {"Content-Type": "application/json"}
-            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-            answer = json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError):
-            raise Unavailable("the gateway does not answer") from None
-        finally:
-            connection.close()
-        if not isinstance(answer, dict):
-            raise Unavailable("the gateway answers nonsense")
-        return answer
+        return asked(self.home, method, path, body)
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +123,27 @@ class Site:
         for server in (self.gateway, self.ledger):
             if server is not None:
                 server.__exit__(kind, error, trace)
+
+
+def asked(home: Home, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One request to the running gateway; cheaper than `local_client`, for those who ask all the time.
+
+    Raises:
+        Unavailable: it does not answer.
+    """
+    host = address(home).partition("://")[2]
+    connection = http.client.HTTPConnection(host, timeout=_ANSWER_TIMEOUT_S)
+    try:
+        headers = {"Content-Type": "application/json"}
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+        answer = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError):
+        raise Unavailable("the gateway does not answer") from None
+    finally:
+        connection.close()
+    if not isinstance(answer, dict):
+        raise Unavailable("the gateway answers nonsense")
+    return answer
 
 
 class Customer:
