@@ -44,7 +44,7 @@ from pos_gateway.lab.postgresql import own_postgresql, run_alone
 from pos_gateway.lab.shop import Shop
 from pos_gateway.ledger import store
 from pos_gateway.ledger.api import collect_seldom
-from pos_gateway.ledger.config import Identity
+from pos_gateway.ledger.config import Identity, policy_in_force
 from pos_gateway.ledger.database import database_url
 from pos_gateway.ledger.evidence import card_key, examine
 from pos_gateway.ledger.gateways import Gateway
@@ -337,14 +337,9 @@ def _settle(ledger: Ledger, gateway: Gateway, examined: list[Examined], steps: _
     with ledger.database.write() as connection:
         steps.done("begin")
         now_unix_ms = ledger.now_unix_ms()
+        guarantee = policy_in_force(connection).guarantee
         verdicts = settle(
-            connection,
-            gateway,
-            ledger.currency,
-            now_unix_ms,
-            examined,
-            ledger.policy.guarantee,
-            done=steps.done,
+            connection, gateway, ledger.currency, now_unix_ms, examined, guarantee, done=steps.done
         )
     steps.done("commit")
     if any(verdict.verdict is not Verdict.POSTED for verdict in verdicts):

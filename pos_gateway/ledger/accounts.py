@@ -356,16 +356,7 @@ def token_lines(
     tokens, publications = store.tokens.c, store.publications.c
     theirs, also_theirs = among_both(connection, (tokens.account_id, publications.account_id), account_ids)
     rows = connection.execute(sa.select(*columns).where(theirs).order_by(tokens.id))
-    lines = {
-        row.id: TokenLine(
-            row.highest_counter,
-            row=row,
-            id=row.id,
-            account_id=row.account_id,
-            run=(row.run_start, row.run_end),
-        )
-        for row in rows.all()
-    }
+    lines = {row.id: line_of(row) for row in rows.all()}
     standing = sa.select(publications.token_id, *(publications[name] for name in _PUBLICATION)).where(
         also_theirs, sa.not_(publications.lapsed)
     )
@@ -402,6 +393,17 @@ def _posted_besides_runs(connection: sa.Connection, lines: Mapping[str, TokenLin
         sa.select(claims.token_id, claims.counter_before, claims.counter_after)
         .join_from(asked, store.claims, asked.c.c0 == claims.token_id)
         .where(claims.counter_after > asked.c.c1, claims.counter_after <= asked.c.c2, claims.posted)
+    )
+
+
+def line_of(row: sa.Row[Any]) -> TokenLine:
+    """A token's line before anything published or posted is read."""
+    return TokenLine(
+        row.highest_counter,
+        row=row,
+        id=row.id,
+        account_id=row.account_id,
+        run=(row.run_start, row.run_end),
     )
 
 

@@ -737,9 +737,8 @@ class After:
         owed = sa.select(
             columns.id, columns.limit_minor, columns.outstanding_minor, columns.uncleared_minor
         ).where(among(self._connection, columns.id, touched))
-        for account_id, limit_minor, outstanding_minor, uncleared_minor in self._connection.execute(
-            owed
-        ).all():
+        rows = self._connection.execute(owed).all()
+        for account_id, limit_minor, outstanding_minor, uncleared_minor in rows:
             committed_minor = before.balances[account_id].committed_minor(before.reserved_minor[account_id])
             check_invariant(
                 limit_minor=max(limit_minor, committed_minor),

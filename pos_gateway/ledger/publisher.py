@@ -374,7 +374,7 @@ def _take_back(connection: sa.Connection, version: int) -> int:
     """Set the records of those tokens; returns how many records there are in all."""
     changes = []
     for row in connection.execute(_TO_TAKE_BACK.with_for_update()):
-        line = TokenLine(row.highest_counter, row=row, id=row.id, account_id=row.account_id)
+        line = accounts.line_of(row)
         record = _record(row)._replace(
             ceiling=0, status=line.status.on_record, sequence=row.last_sequence + 1
         )
