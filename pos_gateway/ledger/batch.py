@@ -102,6 +102,7 @@ class Seen(NamedTuple):
 class ReliedOn(NamedTuple):
     """A publication that a tap of this batch names by its digest."""
 
+    highest: int
     ceiling: int
     issued_unix_s: int
     valid_until_unix_s: int
@@ -111,6 +112,7 @@ class ReliedOn(NamedTuple):
     @classmethod
     def of(cls, publication: Publication) -> ReliedOn:
         return cls(
+            publication.highest,
             publication.ceiling,
             publication.issued_unix_s,
             publication.valid_until_unix_s,
@@ -453,6 +455,7 @@ class After:
         self._renunciations: list[dict[str, object]] = []
         self._reviews: list[dict[str, object]] = []
         self._conflicts: list[dict[str, object]] = []
+        self._blocked: set[str] = set()
         self._moved: dict[str, Line] = {}
 
     def keep(
@@ -620,6 +623,7 @@ class After:
 
     def conflict(self, record: Record, line: Line, other: Claim) -> None:
         """Two genuine cryptograms on the same points: proven, and its token pays no more."""
+        self.block(line)
         self._conflicts.append(
             {
                 "id": uuid.uuid4(),
@@ -632,6 +636,10 @@ class After:
                 "proven_unix_ms": self._now_unix_ms,
             }
         )
+
+    def block(self, line: Line) -> None:
+        """This token pays no more."""
+        self._blocked.add(line.token.id)
 
     def alarm(
         self,
@@ -690,8 +698,8 @@ class After:
             accounts.lapse(self._connection, sorted(self._given_minor), self._now_unix_ms // 1000)
         accounts.write_evidence(self._connection, self._evidence)
         accounts.write_off(self._connection, list(self._write_offs.values()))
-        if self._conflicts:
-            accounts.block(self._connection, {str(row["token_id"]) for row in self._conflicts})
+        if self._blocked:
+            accounts.block(self._connection, self._blocked)
 
     def tell_complete(self, until_unix_ms: int, guarantee: Guarantee) -> None:
         """Every approval this gateway stamped up to then has been presented: what only its terminal could

@@ -44,6 +44,7 @@ _DUPLICATE: Final = "Paid; it had been presented before."
 _CORRECTED_BEFORE: Final = "Done; it had been presented before."
 _UNKNOWN: Final = "This issuer does not know the card."
 _POSTED_LATE: Final = "Paid, though it was presented late."
+_SET_BACK: Final = "Paid by the issuer: the card's counter is behind what it has shown before, it was copied."
 _PAID_BY_ISSUER: Final = "Paid by the issuer: the card contradicts a payment presented before, it was copied."
 _CONTRADICTS: Final = "The card contradicts a payment presented before: it may be a copy. Both are kept."
 _NOBODY: Final = ("", "")
@@ -91,8 +92,8 @@ def settle(
     done("write")
     after.check(before)
     done("check")
-    # Never ahead of our own clock: a gateway whose clock is would shut itself out for as long.
-    until_unix_ms = min(complete_until_unix_ms, now_unix_ms)
+    # Never ahead of any honest shop's clock: a gateway whose own is would shut itself out for as long.
+    until_unix_ms = min(complete_until_unix_ms, now_unix_ms - 1000 * guarantee.clock_tolerance_s)
     if until_unix_ms > before.complete_until_unix_ms:
         after.tell_complete(until_unix_ms, guarantee)
     for account_id in sorted(id_ for id_, balance in before.balances.items() if is_pending(balance)):
@@ -255,6 +256,12 @@ class _Judgement:
         if why is None and contradicts:
             # Somebody was served in good faith: the shop kept the rules, and the customer owes it to nobody.
             return self._post(record, tap, line, _PAID_BY_ISSUER, issuer)
+        if why is None and tap.counter_before < relied_on.highest:
+            # The limit was given out when the card's counter had been seen higher: it was copied or set back.
+            self._after.alarm(AlarmKind.COUNTER_BEHIND, record.id, token.account_id, _SET_BACK)
+            self._after.block(line)
+            self._clones.add(record.id)
+            return self._post(record, tap, line, _SET_BACK, issuer)
         if why is Why.AGAINST_RULES:
             self._after.alarm(AlarmKind.AGAINST_RULES, record.id, token.account_id, why.sentence)
         chargeable = why in (None, Why.LATE) and not others and token.status is TokenStatus.ACTIVE
