@@ -19,6 +19,7 @@ FLOORS = {
     "pos_gateway.redaction": 0,
     "pos_gateway.emv": 1,
     "pos_gateway.limits": 2,
+    "pos_gateway.instalments": 2,
     "pos_gateway.authorization": 3,
     "pos_gateway.records": 3,
     "pos_gateway.enrolment": 3,
@@ -39,6 +40,7 @@ SIBLINGS_ALLOWED = {
     ("pos_gateway.money", "pos_gateway.errors"),
     ("pos_gateway.inquiry", "pos_gateway.records"),
     ("pos_gateway.conflict", "pos_gateway.records"),
+    ("pos_gateway.limits", "pos_gateway.instalments"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

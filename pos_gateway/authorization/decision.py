@@ -24,6 +24,7 @@ from pos_gateway.authorization.policy import Exposure, Policy, cap_reached, cloc
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.emv.apdu import CryptogramKind
 from pos_gateway.emv.application import Iad
+from pos_gateway.instalments import Offer, Quote
 from pos_gateway.limits.header import Freshness, OnlineTerms
 from pos_gateway.limits.record import LimitRecord, Status
 
@@ -89,7 +90,8 @@ class Request:
     `freshness` and `stale_per_tap_cap_minor` are those of the snapshot in use, None without one;
     `record` is the token's limit record in it, None if the snapshot proves that it has none. `singles` are
     the grants and notes at hand for this token, each verified; `online` what such may be relied on for, now
-    (`at_hand.terms_in_force`). `issuer_reachable`: can the ledger be asked for a grant?
+    (`at_hand.terms_in_force`). `issuer_reachable`: can the ledger be asked for a grant? `plan`: the
+    instalments that are asked for; `offers`: those that the snapshot holds.
     """
 
     amount_minor: int
@@ -108,6 +110,9 @@ class Request:
     singles: tuple[AtHand, ...] = ()
     online: OnlineTerms = NOTHING_ONLINE
     issuer_reachable: bool = False
+    merchant_category: str = ""
+    plan: Quote | None = None
+    offers: tuple[Offer, ...] = ()
 
 
 def judge_request(request: Request) -> Ask | Decline:
@@ -143,6 +148,8 @@ def judge_request(request: Request) -> Ask | Decline:
         return ask
     if amount_minor > policy.holder_verification_limit_minor and not request.device_can_verify_holder:
         return Decline(Reason.HOLDER_NOT_VERIFIED, "this card cannot verify its holder")
+    if request.plan is not None and (why := _refused(request.plan.offer, request, newest)) is not None:
+        return Decline(Reason.PLAN_NOT_ALLOWED, why)
     return ask
 
 
@@ -199,6 +206,16 @@ def _highest_ceiling(request: Request) -> Ask | Decline:
                 reason = Reason.OVER_TAP_CAP if cap == ONLINE_PER_TAP else Reason.GATEWAY_CAP
                 refused = Decline(reason, cap)
     return max(asks, key=lambda ask: ask.ceiling, default=refused)
+
+
+def _refused(offer: Offer, request: Request, record: LimitRecord) -> str | None:
+    if offer not in request.offers:
+        return f"offer {offer.id} is not in the limits in use"
+    if offer.categories and request.merchant_category not in offer.categories:
+        return f"offer {offer.id} is not for this merchant's category"
+    if record.instalment_class < offer.instalment_class:
+        return f"offer {offer.id} is not for this card"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

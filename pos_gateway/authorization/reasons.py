@@ -39,6 +39,7 @@ class Reason(Enum):
     CLOSED = "closed"
     OVER_TAP_CAP = "over_tap_cap"
     HOLDER_NOT_VERIFIED = "holder_not_verified"
+    PLAN_NOT_ALLOWED = "plan_not_allowed"
     OVER_CEILING = "over_ceiling"
     CARD_DECLINED = "card_declined"
     AUTHENTICATION_FAILED = "authentication_failed"
@@ -107,6 +108,12 @@ _EXPLANATIONS = {
     ),
     Reason.HOLDER_NOT_VERIFIED: Explanation(
         "70", "Refusal", "Unlock the phone and tap again.", "请先解锁手机，再重新轻触。"
+    ),
+    Reason.PLAN_NOT_ALLOWED: Explanation(
+        "57",
+        "PaymentRestriction",
+        "This card cannot pay in these instalments here.",
+        "此卡在本店不支持该分期方案。",
     ),
     Reason.OVER_CEILING: Explanation(
         "51",

@@ -25,6 +25,7 @@ NOUNS: Final = (
     "conflict",
     "reader",
     "card",
+    "offer",
     "ledger",
     "bench",
     "doctor",

@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
-from pos_gateway.cli.terminal import EXIT_NO, Json, emit
+from pos_gateway.cli.terminal import EXIT_NO, Json, emit, emit_rows, percent
 from pos_gateway.errors import InvalidInput
 from pos_gateway.gateway.config import Home, load_settings
 from pos_gateway.gateway.local_client import ask, watch
@@ -18,6 +18,8 @@ from pos_gateway.money import currency
 from pos_gateway.records import uuid7
 
 app = typer.Typer(no_args_is_help=True, help="Take a payment on the running gateway.")
+
+_OFFER_COLUMNS = ("offer", "periods", "each", "fees", "annual_percentage_rate")
 
 _SENTENCES = {
     "present_card": "Present card.",
@@ -35,6 +37,10 @@ def start(
         str | None, typer.Option("--id", help="A UUID; the same again never pays twice.")
     ] = None,
     lane: Annotated[str | None, typer.Option(help="Which lane; a free one if not said.")] = None,
+    offer: Annotated[
+        str | None, typer.Option(help="In instalments: which offer; see `payment offers`.")
+    ] = None,
+    periods: Annotated[int | None, typer.Option(help="In how many instalments.")] = None,
     home: GatewayHome = GATEWAY_HOME,
     as_json: Json = False,
 ) -> None:
@@ -42,11 +48,31 @@ def start(
     place = Home(home)
     unit = currency(load_settings(place).terminal.currency)
     chosen = _new_id(payment_id)
-    order = {"id": chosen, "amount_minor": unit.parse(amount), "currency": unit.code}
-    view = ask(place, "POST", "/v1/payments", order | ({"lane": lane} if lane else {}))
+    if (offer is None) != (periods is None):
+        raise InvalidInput("an offer and its number of periods go together", where="--offer, --periods")
+    order: dict[str, Any] = {"id": chosen, "amount_minor": unit.parse(amount), "currency": unit.code}
+    if lane is not None:
+        order["lane"] = lane
+    if offer is not None:
+        order["plan"] = {"offer": offer, "periods": periods}
+    view = ask(place, "POST", "/v1/payments", order)
     if not view["final"]:
         view = _follow(place, chosen, quiet=as_json)
     _tell(view, as_json=as_json)
+
+
+@app.command()
+def offers(
+    amount: Annotated[str, typer.Argument(help="Like 19.30, in the till's currency.")],
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """The instalments that this till may offer for an amount. Whether a card may have them, its tap tells."""
+    place = Home(home)
+    unit = currency(load_settings(place).terminal.currency)
+    found = ask(place, "GET", f"/v1/offers?amount_minor={unit.parse(amount)}")["offers"]
+    rows = found if as_json else [_offer_row(plan) for plan in found]
+    emit_rows("offers", _OFFER_COLUMNS, rows, as_json=as_json, empty="No instalments for this amount.")
 
 
 @app.command()
@@ -97,6 +123,17 @@ def refund(
     order = {"id": _new_id(refund_id), "amount_minor": unit.parse(amount), "reason": reason}
     view = ask(place, "POST", f"/v1/payments/{_uuid(payment_id)}/refunds", order)
     emit(view, f"Refunded: {view['amount']}. Journal record {view['sequence']}.", as_json=as_json)
+
+
+def _offer_row(plan: dict[str, Any]) -> dict[str, Any]:
+    first, last = plan["instalments"][0]["total"], plan["instalments"][-1]["total"]
+    return {
+        "offer": plan["offer"],
+        "periods": plan["periods"],
+        "each": first if first == last else f"{first}, last {last}",
+        "fees": currency(plan["currency"]).format(plan["fee_minor"]),
+        "annual_percentage_rate": percent(plan["annual_percentage_rate_ppm"]),
+    }
 
 
 def _new_id(given: str | None) -> str:

@@ -94,6 +94,12 @@ def announce(data: Mapping[str, Any], text: str, *, as_json: bool) -> None:
     print(json.dumps(data, ensure_ascii=False) if as_json else text, flush=True)
 
 
+def percent(ppm: int) -> str:
+    """A rate in parts per million, as people read it: two decimals, half-up."""
+    hundredths = (ppm + 50) // 100
+    return f"{hundredths // 100}.{hundredths % 100:02d} %"
+
+
 @contextmanager
 def telling(what: str) -> Iterator[Callable[[int, int], None]]:
     """Progress of long work, on stderr, at most once a second: nothing is said of what is short."""

@@ -45,7 +45,7 @@ from pos_gateway.errors import (
 from pos_gateway.gateway.dashboard.pages import add_pages
 from pos_gateway.gateway.events import Event, Hub, Subscription
 from pos_gateway.gateway.lane import PaymentView
-from pos_gateway.gateway.payments import Payments
+from pos_gateway.gateway.payments import Payments, PlanChoice
 from pos_gateway.money import Money
 from pos_gateway.records import Record
 
@@ -70,6 +70,13 @@ class Parts:
     host_names: tuple[str, ...] = LOOPBACK_NAMES
 
 
+class ChosenPlan(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    offer: str = Field(max_length=64)
+    periods: int
+
+
 class StartPayment(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -77,6 +84,7 @@ class StartPayment(BaseModel):
     amount_minor: int
     currency: str
     lane: str | None = None
+    plan: ChosenPlan | None = None
 
 
 class LimitsFrom(BaseModel):
@@ -120,8 +128,16 @@ def build_app(parts: Parts) -> web.Application:
             order.amount_minor,
             order.currency,
             order.lane,
+            PlanChoice(order.plan.offer, order.plan.periods) if order.plan is not None else None,
         )
         return _json(view.as_json(), status=200 if view.state.final else 202)
+
+    async def offers(request: web.Request) -> web.Response:
+        asked = request.query.get("amount_minor", "")
+        if not (asked.isascii() and asked.isdigit() and len(asked) <= 12):
+            raise InvalidMessage("must be a number of minor units", where="amount_minor")
+        found = await asyncio.to_thread(parts.payments.offers, int(asked))
+        return _json({"offers": [plan.to_json() for plan in found]})
 
     async def show(request: web.Request) -> web.Response:
         return _json((await shown(_payment_id(request.match_info["id"], "path"))).as_json())
@@ -184,6 +200,7 @@ def build_app(parts: Parts) -> web.Application:
     app.add_routes(
         [
             web.post("/v1/payments", start),
+            web.get("/v1/offers", offers),
             web.get("/v1/payments/{id}", show),
             web.post("/v1/payments/{id}/cancel", cancel),
             web.post("/v1/payments/{id}/reversal", void),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -18,6 +18,7 @@ from pos_gateway.authorization.reasons import Reason
 from pos_gateway.errors import PosGatewayError, ReaderUnavailable, Unavailable
 from pos_gateway.gateway.readers.port import CardChannel, Indication, Reader
 from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, Step, Till
+from pos_gateway.instalments import Offer, Quote, quote
 from pos_gateway.money import Currency, Money
 from pos_gateway.records import Record
 
@@ -61,6 +62,7 @@ class PaymentView:
     """The journal sequence of the approval."""
     refunded_minor: int = 0
     voided: bool = False
+    plan: Quote | None = None
 
     def as_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -76,6 +78,7 @@ class PaymentView:
             "sequence": self.sequence,
             "refunded_minor": self.refunded_minor,
             "voided": self.voided,
+            "plan": self.plan.to_json() if self.plan is not None else None,
             "reason": None,
         }
         if self.reason is not None:
@@ -99,6 +102,7 @@ class PaymentView:
             state=State.APPROVED,
             token_last4=facts["token_last4"],
             sequence=record.sequence,
+            plan=plan_of(facts),
         )
 
 
@@ -270,4 +274,12 @@ class Lane:
             step=step,
             reason=reason,
             message=message,
+            plan=payment.plan,
         )
+
+
+def plan_of(facts: Mapping[str, Any]) -> Quote | None:
+    """The instalments that a journalled payment was made in; None if in none."""
+    if (plan := facts.get("plan")) is None:
+        return None
+    return quote(Offer.from_json(plan["offer"]), facts["amount_minor"], plan["periods"])

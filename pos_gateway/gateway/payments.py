@@ -5,19 +5,32 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 from uuid import UUID
 
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.errors import Conflict, InvalidMessage, NotFound, Unavailable
 from pos_gateway.gateway.journal import Journal
-from pos_gateway.gateway.lane import Lane, PaymentView, State
+from pos_gateway.gateway.lane import Lane, PaymentView, State, plan_of
 from pos_gateway.gateway.till import Till
+from pos_gateway.instalments import Quote, quote, quotes
 from pos_gateway.money import MAX_AMOUNT_MINOR
 from pos_gateway.records import Kind, Record
 
 _REMEMBERED: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class PlanChoice:
+    """Which of the offers a customer took, and in how many periods."""
+
+    offer: str
+    periods: int
+
+    @classmethod
+    def of(cls, plan: Quote | None) -> PlanChoice | None:
+        return None if plan is None else cls(plan.offer.id, plan.periods)
 
 
 class Payments:
@@ -51,24 +64,33 @@ class Payments:
     def lanes(self) -> Sequence[Lane]:
         return tuple(self._lanes.values())
 
-    def start(self, payment_id: UUID, amount_minor: int, currency: str, lane_name: str | None) -> PaymentView:
+    def start(
+        self,
+        payment_id: UUID,
+        amount_minor: int,
+        currency: str,
+        lane_name: str | None,
+        plan: PlanChoice | None = None,
+    ) -> PaymentView:
         """Begin a payment, or say how it stands if it was begun before.
 
         Raises:
             InvalidMessage: the amount or currency is not one this till takes.
-            Conflict: the id was used for another amount.
-            NotFound: no such lane.
+            InvalidInput: the offer does not hold for this amount or number of periods.
+            Conflict: the id was used for another amount or plan.
+            NotFound: no such lane, or no such offer.
             Unavailable: no lane is free, or the disk is nearly full.
         """
         if currency != self._till.station.currency.code:
             raise InvalidMessage(f"this till takes {self._till.station.currency.code}", where="currency")
-        if not 0 < amount_minor <= MAX_AMOUNT_MINOR:
-            raise InvalidMessage(f"must be between 1 and {MAX_AMOUNT_MINOR}", where="amount_minor")
+        _check_amount(amount_minor)
         with self._lock:
             known = self._find(payment_id)
             if known is not None:
                 if known.amount_minor != amount_minor:
                     raise Conflict("this payment id was used for another amount", advice="use a new id")
+                if PlanChoice.of(known.plan) != plan:
+                    raise Conflict("this payment id was used for another plan", advice="use a new id")
                 return known
             if self._journal.was_pruned(payment_id):
                 raise Conflict(
@@ -76,7 +98,9 @@ class Payments:
                 )
             self._journal.room(self._headroom_bytes).check()
             lane = self._free_lane(lane_name)
-            payment = self._till.new_payment(payment_id, amount_minor, self._journal.last_sequence + 1)
+            payment = self._till.new_payment(
+                payment_id, amount_minor, self._journal.last_sequence + 1, self._quote(amount_minor, plan)
+            )
             try:
                 view = lane.take(payment)
             except Unavailable:
@@ -85,6 +109,15 @@ class Payments:
             self._lane_of[payment_id] = lane
             self.changed(view)
             return view
+
+    def offers(self, amount_minor: int) -> list[Quote]:
+        """Every plan that this till may offer for an amount; whether a card may have it, its tap tells.
+
+        Raises:
+            InvalidMessage: not an amount this till takes.
+        """
+        _check_amount(amount_minor)
+        return quotes(self._till.offers(), amount_minor)
 
     def show(self, payment_id: UUID) -> PaymentView:
         """
@@ -162,6 +195,7 @@ class Payments:
             reason=Reason(facts["reason"]),
             message=facts["detail"],
             token_last4=facts["token_last4"],
+            plan=plan_of(facts),
         )
 
     def _with_corrections(self, view: PaymentView) -> PaymentView:
@@ -169,6 +203,14 @@ class Payments:
         if standing is None:
             return view
         return replace(view, refunded_minor=standing.refunded_minor, voided=standing.voided)
+
+    def _quote(self, amount_minor: int, plan: PlanChoice | None) -> Quote | None:
+        if plan is None:
+            return None
+        for offer in self._till.offers():
+            if offer.id == plan.offer:
+                return quote(offer, amount_minor, plan.periods)
+        raise NotFound("no such instalment offer here", advice="ask for the offers for this amount")
 
     def _free_lane(self, name: str | None) -> Lane:
         if name is not None:
@@ -190,3 +232,8 @@ class Payments:
         self._views.move_to_end(view.id)
         while len(self._views) > _REMEMBERED:
             self._views.popitem(last=False)
+
+
+def _check_amount(amount_minor: int) -> None:
+    if not 0 < amount_minor <= MAX_AMOUNT_MINOR:
+        raise InvalidMessage(f"must be between 1 and {MAX_AMOUNT_MINOR}", where="amount_minor")

@@ -44,6 +44,7 @@ from pos_gateway.emv.application import (
     NO_PLAN,
     TAG_CEILING,
     TAG_LIMIT_DIGEST,
+    TAG_PLAN_DIGEST,
     Sale,
     counter_bytes,
     previous_digest,
@@ -87,6 +88,7 @@ from pos_gateway.gateway.issuer_line import IssuerLine
 from pos_gateway.gateway.readers.port import CardChannel
 from pos_gateway.gateway.singles import Singles
 from pos_gateway.inquiry import Inquiry, OnlineAnswer, Refusal
+from pos_gateway.instalments import Offer, Quote
 from pos_gateway.limits.header import SnapshotHeader, freshness
 from pos_gateway.limits.layers import Layers
 from pos_gateway.limits.note import open_note
@@ -182,6 +184,7 @@ class Payment:
     unpredictable_number: bytes = field(repr=False)
     sequence_counter: int
     elements: Mapping[int, bytes] = field(repr=False)
+    plan: Quote | None
     seal: Seal = field(repr=False)
     clock_was_trusted: bool = True
     """When it started, which is the time it carries."""
@@ -287,7 +290,15 @@ class Till:
         )
         self._known_issuers: KnownIssuers = {}
 
-    def new_payment(self, payment_id: UUID, amount_minor: int, sequence_counter: int) -> Payment:
+    def offers(self) -> tuple[Offer, ...]:
+        """The instalments that the limits in use let this till offer, whatever the card."""
+        limits, category = self._limits(), self.station.merchant_category
+        offers = limits.newest.offers if limits is not None else ()
+        return tuple(offer for offer in offers if not offer.categories or category in offer.categories)
+
+    def new_payment(
+        self, payment_id: UUID, amount_minor: int, sequence_counter: int, plan: Quote | None = None
+    ) -> Payment:
         """A sale that waits for its tap; what can be prepared without the card is prepared here.
 
         Raises:
@@ -297,7 +308,7 @@ class Till:
         # Open first, trusted or not after that: see `completeness`.
         self.open_payments.begin(payment_id, _unix_ms(now))
         try:
-            return self._begun(payment_id, amount_minor, now, sequence_counter)
+            return self._begun(payment_id, amount_minor, now, sequence_counter, plan)
         except BaseException:
             self.open_payments.end(payment_id)
             raise
@@ -329,7 +340,14 @@ class Till:
             converse(write_note(note.data), channel.transceive)
             self.singles.written(seen.token_key, note)
 
-    def _begun(self, payment_id: UUID, amount_minor: int, now: datetime, sequence_counter: int) -> Payment:
+    def _begun(
+        self,
+        payment_id: UUID,
+        amount_minor: int,
+        now: datetime,
+        sequence_counter: int,
+        plan: Quote | None,
+    ) -> Payment:
         station, unpredictable_number = self.station, self._random_bytes(4)
         trusted = clock_is_trusted(_unix_ms(now), self._journal.latest_at_unix_ms, self.policy)
         sale = Sale(
@@ -345,6 +363,7 @@ class Till:
             sale_id=payment_id.bytes,
             ceiling=0,
             limit_digest=bytes(DIGEST_BYTES),
+            plan_digest=plan.digest if plan is not None else NO_PLAN,
         )
         return Payment(
             id=payment_id,
@@ -353,6 +372,7 @@ class Till:
             unpredictable_number=unpredictable_number,
             sequence_counter=sequence_counter,
             elements=sale.elements(),
+            plan=plan,
             seal=Seal(self._sealing_key, self._random_bytes),
             clock_was_trusted=trusted,
         )
@@ -601,6 +621,9 @@ class Till:
             singles=tuple(singles),
             online=terms_in_force(newest, now_unix_ms // 1000),
             issuer_reachable=self._issuer is not None and self._issuer.reachable,
+            merchant_category=self.station.merchant_category,
+            plan=payment.plan,
+            offers=limits.newest.offers if limits else (),
         )
 
     def _ask(self, payment: Payment, card: CardRead, judgement: Ask, known: _Known) -> Asked:
@@ -637,7 +660,7 @@ class Till:
             "limit_digest": relied.limit_digest.hex(),
             "limit_source": relied.source.value,
             "snapshot_version": relied.snapshot_version,
-            "plan_digest": NO_PLAN.hex(),
+            "plan_digest": payment.elements[TAG_PLAN_DIGEST].hex(),
             "sequence_counter": payment.sequence_counter,
             "unpredictable_number": payment.unpredictable_number.hex(),
         }
@@ -677,7 +700,7 @@ class Till:
         self._journal.append(Kind.RENUNCIATION, record_id, facts, asked.proof)
 
     def _facts(self, payment: Payment, known: _Known) -> dict[str, Any]:
-        return {
+        facts = {
             "sale_id": str(payment.id),
             "amount_minor": payment.amount_minor,
             "currency": self.station.currency.code,
@@ -687,6 +710,9 @@ class Till:
             "token_key": known.token_key.hex(),
             "token_last4": known.last4 or "",
         }
+        if payment.plan is not None:
+            facts["plan"] = {"offer": payment.plan.offer.to_json(), "periods": payment.plan.periods}
+        return facts
 
 
 @dataclass(slots=True)

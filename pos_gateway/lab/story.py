@@ -198,8 +198,10 @@ class Story:
         amount: str,
         card: Customer | ForeignCard | Path,
         faults: Sequence[Fault] = (),
+        stays_until: Callable[[], bool] = lambda: True,
     ) -> dict[str, Any]:
-        """One sale at the till, from the cashier's amount to the result; tears are tapped again."""
+        """One sale at the till, from the cashier's amount to the result; tears are tapped again. The card
+        stays in the field until then, and until `stays_until` holds."""
         order = {
             "id": str(uuid7(time.time_ns() // 1_000_000, os.urandom(10))),
             "amount_minor": _UNIT.parse(amount),
@@ -218,6 +220,7 @@ class Story:
             return not event["final"]
 
         watch(self.home, f"/v1/payments/{order['id']}/events", on_event)
+        self.until("what the card stays for", stays_until)
         self.reader.remove()
         self._count(who, view)
         return view
@@ -348,11 +351,11 @@ def tell(story: Story) -> dict[str, Any]:
         say(f"{customer.name}: {_money(before[customer.name])} → {_money(left)}")
 
     chapter("6. More than the shop knows of")
-    view = expect(story.pay("Mei, beyond the till's limits", "150.00", mei), "approved")
+    paid = story.pay("Mei, beyond the till's limits", "150.00", mei, stays_until=lambda: _has_note(mei))
+    view = expect(paid, "approved")
     if _source(story, view["id"]) != "grant":
         raise StoryFailed("it was approved without the issuer")
     say("The card wanted its issuer asked; the ledger granted it, and the card paid in the same tap.")
-    story.until("the note", lambda: _has_note(mei))
     say("After that the till handed the card a note: fresh limits, signed, for shops off the network.")
     story.until("presentment", lambda: story.status()["queue"]["count"] == 0)
 

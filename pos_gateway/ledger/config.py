@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
-from pos_gateway.errors import InvalidConfiguration
+from pos_gateway.errors import InvalidConfiguration, InvalidInput
+from pos_gateway.instalments import Offer
 from pos_gateway.ledger import store
 from pos_gateway.ledger.allowance import AllowancePolicy
 from pos_gateway.ledger.certificates import SignedKey
@@ -102,6 +103,20 @@ class OnlinePolicy(BaseModel):
         )
 
 
+def _offer(value: object) -> Offer:
+    if isinstance(value, Offer):
+        return value
+    if not isinstance(value, dict):
+        raise ValueError("must be an object")
+    try:
+        return Offer.from_json(value)
+    except InvalidInput as error:
+        raise ValueError(str(error)) from None
+
+
+SignedOffer = Annotated[Offer, PlainValidator(_offer), PlainSerializer(Offer.to_json)]
+
+
 class Policy(BaseModel):
     """The issuer's decisions. Spans in seconds, caps in minor units.
 
@@ -109,6 +124,7 @@ class Policy(BaseModel):
     reserves credit, because payments made under it may still be presented. `token_share_percent`: how much
     of an account's limit, less what is owed, all its active tokens' reserves may come to; `allowance` says
     how they share it.
+    `offers`: the instalment plans that shops may offer.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
     `certificate_life_s`: of a gateway's certificate. `certificate_grace_s`: how long after it a gateway may
     still ask for the next one, by its device key alone.
@@ -129,6 +145,7 @@ class Policy(BaseModel):
     delta_bases: int = Field(default=7, ge=0, le=100)
     certificate_life_s: int = Field(default=30 * _DAY_S, ge=60)
     certificate_grace_s: int = Field(default=90 * _DAY_S, ge=0)
+    offers: tuple[SignedOffer, ...] = ()
     metadata_lives: MetadataLives = MetadataLives()
     online: OnlinePolicy = OnlinePolicy()
 

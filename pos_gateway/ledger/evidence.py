@@ -10,7 +10,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
@@ -27,6 +27,7 @@ from pos_gateway.emv.authentication import (
 from pos_gateway.emv.dialogue import CardRead, CryptogramAnswer, card_date
 from pos_gateway.emv.transcript import Transcript
 from pos_gateway.errors import AuthenticationFailed, InvalidMessage
+from pos_gateway.instalments import Offer, Quote, quote
 from pos_gateway.ledger.gateways import Gateway
 from pos_gateway.ledger.keys import MasterKeys, TokenKey
 from pos_gateway.limits.record import token_key
@@ -41,6 +42,15 @@ def _hex(length: int) -> StringConstraints:
 
 
 _Counter = Annotated[int, Field(ge=0, le=application.MAX_COUNTER)]
+
+
+class Plan(BaseModel):
+    """The instalments a payment was made in."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+    offer: dict[str, Any]
+    periods: int
 
 
 class Facts(BaseModel):
@@ -67,6 +77,7 @@ class Facts(BaseModel):
     plan_digest: Annotated[str, _hex(16)]
     sequence_counter: int
     unpredictable_number: Annotated[str, _hex(4)]
+    plan: Plan | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +108,7 @@ class Tap:
     at_unix_ms: int
     previous_digest: bytes
     """How the card names the TC it gave before this one."""
+    plan: Quote | None = None
 
 
 def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
@@ -149,6 +161,7 @@ def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
         limit_digest=bytes.fromhex(facts.limit_digest),
         at_unix_ms=facts.at_unix_ms,
         previous_digest=tc.iad.previous_digest,
+        plan=_plan(facts),
     )
 
 
@@ -159,6 +172,14 @@ def _facts(record: Record) -> Facts:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise InvalidMessage(first["msg"], where=f"fact {place or 'root'}") from None
+
+
+def _plan(facts: Facts) -> Quote | None:
+    """The plan whose digest was signed, computed anew; the cryptogram binds nothing else of it."""
+    plan = facts.plan
+    found = quote(Offer.from_json(plan.offer), facts.amount_minor, plan.periods) if plan is not None else None
+    _agree("plan", facts.plan_digest, (found.digest if found is not None else application.NO_PLAN).hex())
+    return found
 
 
 def _day(facts: Facts, card: CardRead, answer: CryptogramAnswer) -> date:

@@ -26,6 +26,7 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from pos_gateway.distribution import LimitFile, delta_file, head_file, parse_name, whole_file
 from pos_gateway.errors import Conflict, NotFound, Unavailable
+from pos_gateway.instalments import Offer
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenLine, TokenStatus
 from pos_gateway.ledger.allowance import Candidate, allot, shares_minor
@@ -333,13 +334,15 @@ def _terms(
         valid_until_unix_s=now_unix_s + policy.valid_s,
         token_key_epoch=token_key_epoch,
         policy=policy.risk_policy(),
+        offers=policy.offers,
     )
 
 
 def _terms_to_json(terms: SnapshotTerms) -> str:
-    document = asdict(terms) | {"nonce": terms.nonce.hex()}
+    offers = [offer.to_json() for offer in terms.offers]
+    document = asdict(terms) | {"nonce": terms.nonce.hex(), "offers": offers}
     document["online"]["keys"] = [key.hex() for key in terms.online.keys]
-    for name in ("base_version", "offers", "revoked_certificates"):
+    for name in ("base_version", "revoked_certificates"):
         del document[name]
     return json.dumps(document)
 
@@ -347,6 +350,7 @@ def _terms_to_json(terms: SnapshotTerms) -> str:
 def terms_from_json(text: str) -> SnapshotTerms:
     document = json.loads(text)
     document["nonce"] = bytes.fromhex(document["nonce"])
+    document["offers"] = tuple(Offer.from_json(offer) for offer in document.get("offers", ()))
     online = document.get("online", {"keys": []})
     online["keys"] = tuple(bytes.fromhex(key) for key in online["keys"])
     document |= {"policy": RiskPolicy(**document["policy"]), "online": OnlineTerms(**online)}

@@ -18,11 +18,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from pos_gateway.errors import AuthenticationFailed, InvalidInput, InvalidSnapshot
+from pos_gateway.instalments import Offer
 from pos_gateway.limits.record import MAX_U32, NONCE_BYTES
 
 FORMAT: Final = 3
 MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_SIGNATURES: Final = 16
+MAX_OFFERS: Final = 64
 MAX_KEY_ID_CHARACTERS: Final = 64
 SIGNATURE_BYTES: Final = 64
 MAX_BUCKET_BITS: Final = 25
@@ -96,7 +98,8 @@ class SnapshotTerms:
     `nonce` is 16 random bytes, new for every publication. `base_version` is None for a whole
     snapshot, else the version that this delta lies over. `revoked_certificates` are pairs of issuer
     identifier (4 bytes) and certificate serial number (3), as they stand in an issuer certificate
-    (EMV 4.3 Book 2, Table 6); in JSON each is lower-case hex. `offers` are not defined yet and must be empty.
+    (EMV 4.3 Book 2, Table 6); in JSON each is lower-case hex.
+    `offers`: the instalment plans that a till may offer, each with an id of its own, all in this currency.
 
     Raises:
         InvalidSnapshot: a field of the wrong type, out of range, or at odds with another.
@@ -112,7 +115,7 @@ class SnapshotTerms:
     token_key_epoch: int
     policy: RiskPolicy
     base_version: int | None = None
-    offers: tuple[()] = ()
+    offers: tuple[Offer, ...] = ()
     online: OnlineTerms = field(default_factory=OnlineTerms)
     revoked_certificates: tuple[tuple[bytes, bytes], ...] = ()
 
@@ -134,8 +137,10 @@ class SnapshotTerms:
             raise InvalidSnapshot("must be a policy", where="header field policy")
         if self.base_version is not None:
             _integer(self.base_version, "base_version", 1, self.version - 1)
-        if self.offers != ():
-            raise InvalidSnapshot(f"format {FORMAT} defines no offers", where="header field offers")
+        if len(self.offers) > MAX_OFFERS or len({offer.id for offer in self.offers}) < len(self.offers):
+            raise InvalidSnapshot(f"at most {MAX_OFFERS}, each id once", where="header field offers")
+        if any(offer.currency.code != self.currency for offer in self.offers):
+            raise InvalidSnapshot("must be in the limits' currency", where="header field offers")
         if not isinstance(self.online, OnlineTerms):
             raise InvalidSnapshot("must be the terms of online keys", where="header field online")
         for identifier, serial in self.revoked_certificates:
@@ -170,6 +175,7 @@ class SnapshotHeader(SnapshotTerms):
         document["revoked_certificates"] = [
             [identifier.hex(), serial.hex()] for identifier, serial in self.revoked_certificates
         ]
+        document["offers"] = [offer.to_json() for offer in self.offers]
         document["policy"] = {each.name: getattr(self.policy, each.name) for each in fields(RiskPolicy)}
         online = {each.name: getattr(self.online, each.name) for each in fields(OnlineTerms)}
         document["online"] = online | {"keys": [key.hex() for key in self.online.keys]}
@@ -192,7 +198,7 @@ class SnapshotHeader(SnapshotTerms):
         online["keys"] = tuple(_unhex(key, "online.keys") for key in _list(online["keys"], "online.keys"))
         for name in ("nonce", "root"):
             document[name] = _unhex(document[name], name)
-        document["offers"] = tuple(_list(document["offers"], "offers"))
+        document["offers"] = tuple(_offer(item) for item in _list(document["offers"], "offers"))
         document["revoked_certificates"] = tuple(
             _revoked_certificate(pair)
             for pair in _list(document["revoked_certificates"], "revoked_certificates")
@@ -380,6 +386,15 @@ def _list(value: object, name: str) -> list[Any]:
     if not isinstance(value, list):
         raise InvalidSnapshot("must be a list", where=f"header field {name}")
     return value
+
+
+def _offer(value: object) -> Offer:
+    if not isinstance(value, dict):
+        raise InvalidSnapshot("must be objects", where="header field offers")
+    try:
+        return Offer.from_json(value)
+    except InvalidInput as error:
+        raise InvalidSnapshot(error.reason, where="header field offers") from None
 
 
 def _revoked_certificate(value: object) -> tuple[bytes, bytes]:

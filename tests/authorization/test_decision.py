@@ -28,8 +28,10 @@ from pos_gateway.authorization.policy import Exposure, Policy
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.emv.apdu import CryptogramKind
 from pos_gateway.emv.application import MAX_COUNTER, Iad, clear_counter_field, cvr
+from pos_gateway.instalments import Charge, Offer, quote
 from pos_gateway.limits.header import Freshness
 from pos_gateway.limits.record import LimitRecord, Status
+from pos_gateway.money import currency
 
 NOW = 1_800_000_000_000
 POLICY = Policy(
@@ -56,13 +58,54 @@ GOOD = Request(
     policy=POLICY,
 )
 
+OFFER = Offer(
+    id="o1",
+    currency=currency("CNY"),
+    charge=Charge.FLAT_FEE,
+    periods=(3, 6),
+    rate_per_period_bps=50,
+    instalment_class=2,
+    categories=("5411",),
+)
+
 FLAWS: dict[Reason, Callable[[Request], Request]] = {
     Reason.CARD_EXPIRED: lambda r: replace(r, card_expires=date(2027, 1, 14)),
     Reason.UNTRUSTED_CLOCK: lambda r: replace(r, clock_high_water_unix_ms=NOW + 120_001),
     Reason.NO_VALID_LIMITS: lambda r: replace(r, freshness=Freshness.EXPIRED),
     Reason.GATEWAY_CAP: lambda r: replace(r, exposure=Exposure(100, 0, NOW)),
     Reason.OVER_TAP_CAP: lambda r: replace(r, amount_minor=60_001),
+    Reason.PLAN_NOT_ALLOWED: lambda r: replace(r, plan=quote(OFFER, 10_000, 3)),
 }
+
+
+@pytest.mark.parametrize(
+    ("instalment_class", "category", "offers", "allowed"),
+    [
+        (2, "5411", (OFFER,), True),
+        (3, "5411", (replace(OFFER, id="other"), OFFER), True),
+        (2, "5411", (), False),
+        (2, "5411", (replace(OFFER, rate_per_period_bps=40),), False),
+        (1, "5411", (OFFER,), False),
+        (2, "5412", (OFFER,), False),
+    ],
+)
+def test_a_plan_must_be_offered_to_this_card_at_this_merchant(
+    instalment_class: int, category: str, offers: tuple[Offer, ...], allowed: bool
+) -> None:
+    judgement = judge_request(
+        replace(
+            GOOD,
+            plan=quote(OFFER, 10_000, 3),
+            offers=offers,
+            merchant_category=category,
+            record=RECORD._replace(instalment_class=instalment_class),
+        )
+    )
+    if allowed:
+        assert judgement == Ask(RECORD.ceiling)
+    else:
+        assert isinstance(judgement, Decline)
+        assert judgement.reason is Reason.PLAN_NOT_ALLOWED
 
 
 def test_a_good_card_is_asked_with_its_own_ceiling() -> None:

@@ -24,10 +24,12 @@ from pos_gateway.gateway.program import now_unix_ms
 from pos_gateway.gateway.readers.port import Indication
 from pos_gateway.gateway.status import status
 from pos_gateway.gateway.synchroniser import SynchroniserState
+from pos_gateway.instalments import Charge, Offer, quote
 from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.virtual_card import SchemeCard, VirtualCard
 from pos_gateway.lab.vpcd import Card
+from pos_gateway.money import currency
 
 
 class FieldReader:
@@ -405,3 +407,40 @@ async def test_on_a_disk_that_is_nearly_full_no_payment_is_begun(counter: Counte
     assert (await counter.start(id=under_way["id"]))[0] == 200
     payments._headroom_bytes = 0
     assert (await counter.start())[0] == 202
+
+
+async def test_instalments_are_offered_taken_and_told(counter: Counter) -> None:
+    offer = Offer(
+        id="flat", currency=currency("CNY"), charge=Charge.FLAT_FEE, periods=(3, 12), rate_per_period_bps=50
+    )
+    counter.shop.ledger.set_policy(counter.shop.ledger.policy.model_copy(update={"offers": (offer,)}))
+    _, personalisation = counter.shop.issue(limit_minor=50_000)
+    counter.shop.publish()
+    async with counter.client.get("/v1/offers", params={"amount_minor": "12000"}) as response:
+        told = (await response.json())["offers"]
+    assert told == [quote(offer, 12_000, periods).to_json() for periods in (3, 12)]
+
+    payment_id = str(uuid4())
+    plan = {"offer": "flat", "periods": 12}
+    status, view = await counter.start(12_000, id=payment_id, plan=plan)
+    assert (status, view["plan"]["periods"]) == (202, 12)
+    counter.reader.present(VirtualCard(personalisation))
+    assert (await counter.finish(payment_id))["state"] == "approved"
+    counter.payments._views.clear()
+    _, again = await counter.start(12_000, id=payment_id, plan=plan)
+    assert again["plan"] == told[1], "the journal alone knows it too"
+    for other in ({"offer": "flat", "periods": 3}, None):
+        assert (await counter.start(12_000, id=payment_id, plan=other))[0] == 409
+
+
+@pytest.mark.parametrize(
+    ("plan", "status"), [({"offer": "none", "periods": 3}, 404), ({"offer": "flat"}, 400), ("flat", 400)]
+)
+async def test_plans_that_are_not_offered(counter: Counter, plan: object, status: int) -> None:
+    assert (await counter.start(12_000, plan=plan))[0] == status
+
+
+@pytest.mark.parametrize("amount", ["", "0", "-1", "1.5", "٣", "9" * 13, "9" * 5000])
+async def test_offers_for_what_is_no_amount(counter: Counter, amount: str) -> None:
+    async with counter.client.get("/v1/offers", params={"amount_minor": amount}) as response:
+        assert response.status == 400

@@ -17,13 +17,15 @@ from pos_gateway.emv.transcript import Transcript
 from pos_gateway.errors import NotFound
 from pos_gateway.gateway.program import local_now
 from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, Step, TapAgain
+from pos_gateway.instalments import Charge, Offer, Quote, quote
 from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.forged_card import with_another_chain, with_another_icc_key
 from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.virtual_card import BlankCard, SchemeCard, VirtualCard
 from pos_gateway.ledger.accounts import TokenStatus
 from pos_gateway.ledger.config import Policy
-from pos_gateway.records import Kind, open_proof
+from pos_gateway.money import currency
+from pos_gateway.records import Kind, Verdict, open_proof
 
 LIMIT_MINOR = 30_000
 
@@ -101,6 +103,47 @@ def test_together_shops_cannot_take_a_card_past_its_ceiling(shop: Shop, card: Vi
     assert reason(shop.till.tap(sale(shop, 10_001), DirectChannel(card))) is Reason.OVER_CEILING
     assert card.state.counter == moved
     assert isinstance(shop.till.tap(sale(shop, 10_000), DirectChannel(card)), Approved)
+
+
+OFFER = Offer(
+    id="flat", currency=currency("CNY"), charge=Charge.FLAT_FEE, periods=(3, 12), rate_per_period_bps=50
+)
+
+
+def test_a_plan_is_signed_for_and_reaches_the_ledger(shop: Shop, token: tuple[str, Personalisation]) -> None:
+    policy = shop.ledger.policy
+    shop.ledger.set_policy(policy.model_copy(update={"offers": (OFFER,)}))
+    shop.publish()
+    assert shop.till.offers() == (OFFER,)
+    plan = quote(OFFER, 12_000, 12)
+    payment = shop.till.new_payment(uuid4(), 12_000, shop.journal.last_sequence + 1, plan)
+    outcome = shop.till.tap(payment, DirectChannel(VirtualCard(token[1])))
+    assert isinstance(outcome, Approved)
+    facts = outcome.record.facts()
+    assert (facts["plan_digest"], facts["plan"]["periods"]) == (plan.digest.hex(), 12)
+    assert shop.present([outcome.record])[0].verdict is Verdict.POSTED
+    forged = replace(OFFER, id="other")
+    payment = shop.till.new_payment(uuid4(), 9_000, shop.journal.last_sequence + 1, quote(forged, 9_000, 3))
+    assert reason(shop.till.tap(payment, DirectChannel(VirtualCard(token[1])))) is Reason.PLAN_NOT_ALLOWED
+
+
+@pytest.mark.parametrize(
+    "told",
+    [quote(OFFER, 12_000, 3), quote(replace(OFFER, rate_per_period_bps=1), 12_000, 12), None],
+    ids=["other periods", "other terms", "none"],
+)
+def test_another_plan_than_the_card_signed_is_not_posted(
+    shop: Shop, token: tuple[str, Personalisation], told: Quote | None
+) -> None:
+    shop.ledger.set_policy(shop.ledger.policy.model_copy(update={"offers": (OFFER,)}))
+    shop.publish()
+    payment = shop.till.new_payment(uuid4(), 12_000, 1, quote(OFFER, 12_000, 12))
+    payment.plan = told
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pos_gateway.authorization.decision._refused", lambda *_: None)
+        outcome = shop.till.tap(payment, DirectChannel(VirtualCard(token[1])))
+    assert isinstance(outcome, Approved)
+    assert shop.present([outcome.record])[0].verdict is Verdict.INVALID
 
 
 def test_a_card_over_a_cap_is_asked_for_nothing(shop: Shop, card: VirtualCard) -> None:

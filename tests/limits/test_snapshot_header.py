@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pos_gateway.errors import AuthenticationFailed, InvalidInput, InvalidSnapshot
+from pos_gateway.instalments import Charge, Offer
 from pos_gateway.limits.header import FORMAT, MAX_HEADER_BYTES, sign_header, verify_header
 from pos_gateway.limits.snapshot import (
     Freshness,
@@ -17,6 +18,7 @@ from pos_gateway.limits.snapshot import (
     explain_freshness,
     freshness,
 )
+from pos_gateway.money import currency
 from tests.limits.making import KEYS, SIGNERS, TERMS, signing_key, version
 
 HEADER = SnapshotHeader(
@@ -24,6 +26,11 @@ HEADER = SnapshotHeader(
     count=5,
     bucket_bits=0,
     root=bytes(32),
+)
+
+
+OFFER = Offer(
+    id="o1", currency=currency("CNY"), charge=Charge.FLAT_FEE, periods=(3, 12), rate_per_period_bps=50
 )
 
 
@@ -40,6 +47,21 @@ def test_round_trip() -> None:
     assert SnapshotHeader.from_bytes(HEADER.to_bytes()) == HEADER
     delta = replace(HEADER, base_version=6, issuer="工商实验室")
     assert SnapshotHeader.from_bytes(delta.to_bytes()) == delta
+    offering = replace(HEADER, offers=(OFFER, replace(OFFER, id="o2", charge=Charge.ANNUITY)))
+    assert SnapshotHeader.from_bytes(offering.to_bytes()) == offering
+
+
+@pytest.mark.parametrize(
+    "offers",
+    [
+        (OFFER, OFFER),
+        (replace(OFFER, currency=currency("USD")),),
+        tuple(replace(OFFER, id=f"o{n}") for n in range(65)),
+    ],
+)
+def test_offers_that_contradict_each_other_or_the_limits(offers: tuple[Offer, ...]) -> None:
+    with pytest.raises(InvalidSnapshot, match="offers"):
+        replace(HEADER, offers=offers)
 
 
 @pytest.mark.parametrize("name", [*sorted(document()), "policy.stale_per_tap_cap_minor", "online.keys"])
