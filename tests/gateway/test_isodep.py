@@ -71,6 +71,29 @@ def test_type_b_is_activated_by_its_identifier() -> None:
         next(activate_b(bytes.fromhex("50 01020304 00000000 80 80 70")))
 
 
+@pytest.mark.parametrize(
+    ("most", "rats"), [(1000, "E080"), (256, "E080"), (255, "E070"), (100, "E060"), (16, "E000"), (1, "E000")]
+)
+def test_a_reader_promises_no_longer_frames_than_it_can_receive(most: int, rats: str) -> None:
+    assert next(activate_a(most))[0].hex().upper() == rats
+
+
+@pytest.mark.parametrize("reader_bytes", [16, 64, 128])
+def test_a_card_keeps_to_the_frames_a_reader_can_receive(reader_bytes: int) -> None:
+    picc = _Picc(Echo(), [], Radio())
+    protocol = BlockProtocol(run(activate_a(reader_bytes), picc), answer_wait_s=5)
+    longest = 0
+
+    def answer(frame: bytes, wait_s: float) -> bytes | None:
+        nonlocal longest
+        said = next(picc.answers(frame), None)
+        longest = max(longest, len(said or b""))
+        return said
+
+    assert drive(protocol.exchange(bytes(200)), answer) == bytes(200) + b"\x90\x00"
+    assert longest + 2 <= reader_bytes  # with its CRC
+
+
 @pytest.mark.parametrize("fsci", range(9))
 @pytest.mark.parametrize("length", [5, 13, 14, 61, 140, 250])
 def test_long_commands_and_answers_are_chained(fsci: int, length: int) -> None:

@@ -149,19 +149,22 @@ class FrontendReader:
 
     def _activated(self, target: Any) -> CardChannel:
         device = self._opened()
+        sent, received = self._guarded(
+            lambda: (int(device.frontend.max_send_data_size), int(device.frontend.max_recv_data_size)),
+            _SENSE_TIMEOUT_S,
+        )
         if target.brty.endswith("A"):
             sak = target.sel_res[0] if target.sel_res else 0
-            dialogue = activate_a() if sak & _ISO_DEP else None
+            dialogue = activate_a(received) if sak & _ISO_DEP else None
         else:
-            dialogue = activate_b(bytes(target.sensb_res))
+            dialogue = activate_b(bytes(target.sensb_res), received)
         if dialogue is None:
             return _Unfit("it speaks no ISO/IEC 14443-4")
         try:
             ats = self._run(dialogue)
         except InvalidCardData as error:
             return _Unfit(error.reason)
-        longest = self._guarded(lambda: int(device.frontend.max_send_data_size), _SENSE_TIMEOUT_S)
-        protocol = BlockProtocol(ats, answer_wait_s=self._timeout_s, most_frame_bytes=min(longest, 256))
+        protocol = BlockProtocol(ats, answer_wait_s=self._timeout_s, most_frame_bytes=min(sent, 256))
         return FrontendChannel(self, protocol)
 
     def _run(self, dialogue: Exchange[Result]) -> Result:

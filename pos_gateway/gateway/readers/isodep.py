@@ -22,7 +22,6 @@ FRAME_SIZES: Final = (16, 24, 32, 40, 48, 64, 96, 128, 256)
 MAX_RESPONSE_BYTES: Final = 258
 """Data and status word of a short APDU."""
 
-_FSDI_256: Final = 8
 _FWT_UNIT_S: Final = 4096 / CARRIER_HZ
 _FWT_SLACK_S: Final = 49152 / CARRIER_HZ  # ISO/IEC 14443-4 §7.2: delta FWT
 _RATS_WAIT_S: Final = 65536 / CARRIER_HZ + _FWT_SLACK_S + 0.025  # FWT of activation, and some for slow phones
@@ -77,22 +76,23 @@ def frame_wait_s(fwi: int) -> float:
     return _FWT_UNIT_S * (1 << (fwi if fwi < 15 else _DEFAULT_FWI))
 
 
-def activate_a() -> Exchange[Ats]:
-    """RATS for a type A card, CID 0, frames of 256 bytes. Asked twice at most (§5.6.1.2).
+def activate_a(most_frame_bytes: int = 256) -> Exchange[Ats]:
+    """RATS for a type A card, CID 0. Asked twice at most (§5.6.1.2). `most_frame_bytes`: the longest frame
+    that the reader can receive.
 
     Raises:
         CardLeft: no answer.
         InvalidCardData: an ATS that is none.
     """
     for _ in range(2):
-        answer = yield bytes([0xE0, _FSDI_256 << 4]), _RATS_WAIT_S
+        answer = yield bytes([0xE0, _size_code(most_frame_bytes) << 4]), _RATS_WAIT_S
         if answer is not None:
             return Ats.from_bytes(answer)
     raise CardLeft("the card left before it was activated", advice=_TAP_AGAIN)
 
 
-def activate_b(atqb: bytes) -> Exchange[Ats]:
-    """ATTRIB for a type B card with this ATQB (ISO/IEC 14443-3 §7.9, §7.10).
+def activate_b(atqb: bytes, most_frame_bytes: int = 256) -> Exchange[Ats]:
+    """ATTRIB for a type B card with this ATQB (ISO/IEC 14443-3 §7.9, §7.10). `most_frame_bytes` as for A.
 
     Raises:
         CardLeft: no answer.
@@ -100,12 +100,18 @@ def activate_b(atqb: bytes) -> Exchange[Ats]:
     """
     if len(atqb) < 12 or atqb[0] != 0x50 or not atqb[10] & 0x01:
         raise InvalidCardData("it speaks no ISO/IEC 14443-4", where="ATQB")
-    answer = yield b"\x1d" + atqb[1:5] + bytes([0x00, _FSDI_256, 0x01, 0x00]), _RATS_WAIT_S
+    attrib = b"\x1d" + atqb[1:5] + bytes([0x00, _size_code(most_frame_bytes), 0x01, 0x00])
+    answer = yield attrib, _RATS_WAIT_S
     if answer is None:
         raise CardLeft("the card left before it was activated", advice=_TAP_AGAIN)
     if not answer or answer[0] & 0x0F:
         raise InvalidCardData("another card identifier than it was given", where="ATTRIB")
     return Ats(FRAME_SIZES[min(atqb[10] >> 4, 8)], frame_wait_s(atqb[11] >> 4), b"")
+
+
+def _size_code(frame_bytes: int) -> int:
+    """FSDI of the longest frame size of the standard that is not longer than this."""
+    return max((code for code, size in enumerate(FRAME_SIZES) if size <= frame_bytes), default=0)
 
 
 class BlockProtocol:
