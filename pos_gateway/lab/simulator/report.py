@@ -177,7 +177,7 @@ def _last(course: Sequence[float]) -> float:
 
 
 def _round_up(value: float) -> float:
-    """The next of 1, 2, 4, 5, 8 or 10 times a power of ten."""
+    """The next of 1, 2, 4, 8 or 10 times a power of ten."""
     if value <= 0:
         return 1.0
     power = 1.0
@@ -185,7 +185,7 @@ def _round_up(value: float) -> float:
         power *= 10
     while power > value:
         power /= 10
-    return next(step * power for step in (1, 2, 4, 5, 8, 10) if step * power >= value)
+    return next(step * power for step in (1, 2, 4, 8, 10) if step * power >= value)
 
 
 def _number(value: float) -> str:
