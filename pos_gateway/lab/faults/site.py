@@ -86,18 +86,22 @@ class Site:
     def synchronise(self) -> None:
         self.ask("POST", "/v1/synchronise", {})
 
-    def drain(self, *, to: int = 0) -> None:
+    def drain(self, *, to: int = 0, under_load: bool = False) -> None:
         """Wait until everything was presented, or all but so many; to a restored ledger again.
+        `under_load`: a customer goes on paying, and what was paid before this call is enough.
 
         Raises:
             PosGatewayError: nothing moves any more.
         """
         fewest, deadline = -1, 0.0
+        begun_unix_ms = time.time_ns() // 1_000_000
         while True:
             self.synchronise()
             status = self.ask("GET", "/v1/status")
             waiting = status["queue"]["count"] + status["synchronisation"]["again"]
-            if waiting <= to:
+            oldest_unix_ms = status["queue"]["oldest_at_unix_ms"] or 0
+            younger = under_load and not status["synchronisation"]["again"] and oldest_unix_ms > begun_unix_ms
+            if waiting <= to or younger:
                 return
             if fewest < 0 or waiting < fewest:
                 fewest, deadline = waiting, time.monotonic() + _DRAIN_TIMEOUT_S
