@@ -279,14 +279,6 @@ def _bare(database: Store, version: int) -> dict[str, Any]:
         copy_s = time.perf_counter() - begun
     with database.write() as connection:
         connection.exec_driver_sql("CREATE TABLE spare (LIKE publications INCLUDING ALL)")
-        for name, table, key in (
-            ("account_id", "accounts", "id"),
-            ("token_id", "tokens", "id"),
-            ("snapshot_version", "snapshots", "version"),
-        ):
-            connection.exec_driver_sql(
-                f"ALTER TABLE spare ADD FOREIGN KEY ({name}) REFERENCES {table} ({key})"
-            )
     begun = time.perf_counter()
     with database.write() as connection:
         connection.exec_driver_sql(f"INSERT INTO spare ({columns}) {those}")

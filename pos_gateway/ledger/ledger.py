@@ -914,6 +914,7 @@ class Ledger:
         """
         with self._database.read() as connection:
             postings.check_books(connection)
+            accounts.check_publications(connection)
             ids = connection.scalars(sa.select(store.accounts.c.id)).all()
             accounts.check_accounts(connection, ids, self._now_unix_s())
 

@@ -539,7 +539,8 @@ class Stretch:
 
     def _analyze(self, table: sa.Table) -> None:
         if self._postgresql:
-            self._connection.exec_driver_sql(f"ANALYZE {table.name}")
+            keys = ", ".join(name for name in ("account_id", "token_id") if name in table.c)
+            self._connection.exec_driver_sql(f"ANALYZE {table.name} ({keys})")
 
     def _whole(self, value: _Number) -> _Number:
         """Without its fraction, as int() does."""

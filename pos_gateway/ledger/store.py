@@ -191,14 +191,15 @@ publications = sa.Table(
     "publications",
     metadata,
     # One ceiling handed out for one token. By digest: an unchanged record in a new snapshot keeps its
-    # sequence, and yet is another publication with another validity.
-    Column("account_id", ForeignKey("accounts.id"), nullable=False, index=True),
-    Column("token_id", ForeignKey("tokens.id"), primary_key=True),
+    # sequence, and yet is another publication with another validity. No foreign keys: a snapshot writes
+    # millions at once, each from the row it would name, and none of those is ever removed.
+    Column("account_id", String(32), nullable=False, index=True),
+    Column("token_id", String(32), primary_key=True),
     Column("digest", LargeBinary(16), primary_key=True),
     Column("kind", String(8), nullable=False),
     Column("sequence", BigInteger, nullable=False),
     # Of a snapshot's records; grants and notes stand by themselves.
-    Column("snapshot_version", ForeignKey("snapshots.version"), index=True),
+    Column("snapshot_version", BigInteger, index=True),
     # The only terminal that may use it; null for any.
     Column("terminal_id", String(8)),
     Column("issued_unix_s", BigInteger, nullable=False),
