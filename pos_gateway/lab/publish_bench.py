@@ -30,7 +30,7 @@ import sqlalchemy as sa
 from pos_gateway.errors import Unavailable
 from pos_gateway.lab.postgresql import own_postgresql, run_alone
 from pos_gateway.ledger import accounts, store
-from pos_gateway.ledger.accounts import new_id
+from pos_gateway.ledger.accounts import TokenStatus, new_id
 from pos_gateway.ledger.allowance import PHONE, PLASTIC
 from pos_gateway.ledger.bulk import insert_tuples
 from pos_gateway.ledger.config import Policy, policy_by_use
@@ -92,6 +92,8 @@ def bench_publish(
             clock.now_s += _DAY_S
             progress("publishing again")
             again = _publish(ledger, count, tokens)
+            progress("taking one token back")
+            urgent = _urgent(ledger)
             progress("beside it: COPY … TO and INSERT … SELECT")
             bare = _bare(ledger.database, again["version"])
             progress("checking")
@@ -103,6 +105,7 @@ def bench_publish(
         "policy": "by use" if by_use else "by share",
         "first": first,
         "again": again,
+        "urgent": urgent,
         **bare,
         "accounts_per_s": again["accounts_per_s"],
         "ratio": round(bare["copy_to_s"] / again["seconds"], 3),
@@ -209,6 +212,15 @@ def _publish(ledger: Ledger, count: int, tokens: int) -> dict[str, Any]:
             "max": round(1000 * ordered[-1], 1),
         },
     }
+
+
+def _urgent(ledger: Ledger) -> dict[str, Any]:
+    with ledger.database.read() as connection:
+        token_id = connection.scalars(sa.select(store.tokens.c.id).limit(1)).one()
+    ledger.set_token_status(token_id, TokenStatus.BLOCKED)
+    steps, begun = _Steps(), time.perf_counter()
+    ledger.publish_urgent(done=steps.done)
+    return {"seconds": round(time.perf_counter() - begun, 2), "steps_s": steps.taken_s}
 
 
 @contextmanager

@@ -609,9 +609,10 @@ class Ledger:
                 ca_keys=self.ca_keys,
             )
 
-    def publish_urgent(self) -> PublishedSnapshot | None:
+    def publish_urgent(self, *, done: Callable[[str], None] = lambda step: None) -> PublishedSnapshot | None:
         """Take back at once what tokens may not use any more that were blocked or closed since the last
         snapshot, and change nothing else: no new ceilings, no longer validity. None if there are none.
+        `done` is told of each step.
 
         Raises:
             Unavailable: see `publish`.
@@ -621,11 +622,13 @@ class Ledger:
                 return None
         with self.repository.exclusive():
             try:
-                prepared = self._publisher.prepare_urgent(self.policy.delta_bases)
+                prepared = self._publisher.prepare_urgent(self.policy.delta_bases, done)
             except Conflict:
                 # After one that was interrupted only a whole new version will do.
-                prepared = self._prepare(automatic=True)
-            return None if prepared is None else self._release(prepared.version)
+                prepared = self._prepare(automatic=True, done=done)
+            published = None if prepared is None else self._release(prepared.version)
+            done("release")
+            return published
 
     def _with_account(self, account_id: str, work: Callable[[sa.Connection, LockedAccount], _T]) -> _T:
         """`work` in one durable transaction that holds the account."""

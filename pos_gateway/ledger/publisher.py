@@ -14,19 +14,20 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from pos_gateway.distribution import LimitFile, delta_file, head_file, parse_name, whole_file
-from pos_gateway.errors import Conflict, NotFound, Unavailable
+from pos_gateway.errors import AuthenticationFailed, Conflict, InvalidInput, NotFound, Unavailable
 from pos_gateway.instalments import Offer
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenStatus
@@ -44,10 +45,11 @@ from pos_gateway.ledger.signing import (
     sign_metadata,
 )
 from pos_gateway.ledger.store import INCOMPLETE, Store
-from pos_gateway.limits.builder import write_snapshot
-from pos_gateway.limits.header import OnlineTerms, RiskPolicy, SnapshotTerms
+from pos_gateway.limits.builder import write_encoded, write_snapshot
+from pos_gateway.limits.header import OnlineTerms, RiskPolicy, SnapshotHeader, SnapshotTerms
+from pos_gateway.limits.merge import overlaid
 from pos_gateway.limits.record import NONCE_BYTES, LimitRecord
-from pos_gateway.limits.snapshot import encode_head, read_head
+from pos_gateway.limits.snapshot import Snapshot, encode_head, read_head
 from pos_gateway.snapshot_file import SnapshotFile
 
 _ROWS_AT_ONCE: Final = 10_000
@@ -121,7 +123,9 @@ class Publisher:
             done("decide")
             return self._build(version, policy.delta_bases, done)
 
-    def prepare_urgent(self, delta_bases: int) -> PreparedSnapshot | None:
+    def prepare_urgent(
+        self, delta_bases: int, done: Callable[[str], None] = lambda step: None
+    ) -> PreparedSnapshot | None:
         """A version that only takes back tokens that may not pay any more; None if there are none, or no
         limits they stand in.
 
@@ -141,7 +145,8 @@ class Publisher:
                 _begin(connection, terms, automatic=True)
                 _take_back(connection, terms.version)
                 _complete(connection, terms.version)
-            return self._build(terms.version, delta_bases)
+            done("decide")
+            return self._build(terms.version, delta_bases, done)
 
     def _decide(self, terms: SnapshotTerms, policy: Policy) -> None:
         """Stretch by stretch, each in a transaction of its own. If this ends halfway, the version stays
@@ -251,18 +256,58 @@ class Publisher:
             )
             bases = connection.scalars(released.order_by(_versions.version.desc()).limit(delta_bases)).all()
             whole_terms = terms_from_json(row.terms)
+            last = self._base_of_urgent(connection, whole_terms)
             for file in (whole_file(version), *(delta_file(base, version) for base in bases)):
-                since = file.base or 0
                 terms = replace(whole_terms, base_version=file.base)
                 with (folder / file.name).open("wb") as out:
-                    records = _records(connection, since)
-                    header = write_snapshot(
-                        out, records, _count_records(connection, since), terms, placeholder
-                    )
+                    header = self._write(connection, out, terms, last, placeholder)
                 headers.append(HeaderToSign(file.name, header.to_bytes(), {}))
         replace_file(self._request(version), SigningRequest(version, headers).to_json().encode())
         done("build")
         return PreparedSnapshot(version, int(row.record_count), self._request(version))
+
+    def _base_of_urgent(self, connection: sa.Connection, terms: SnapshotTerms) -> int | None:
+        """The released version that this one only takes tokens back from; None if it is another's."""
+        query = _NEWEST.where(_versions.version < terms.version)
+        row = connection.execute(query).first()
+        if row is None or row.sha256 is None or terms_from_json(row.terms).nonce != terms.nonce:
+            return None
+        return int(row.version)
+
+    def _write(
+        self,
+        connection: sa.Connection,
+        out: BinaryIO,
+        terms: SnapshotTerms,
+        last: int | None,
+        signers: Mapping[str, Ed25519PrivateKey],
+    ) -> SnapshotHeader:
+        """One file; of an urgent version made of the one that its predecessor has in its place."""
+        since = terms.base_version or 0
+        count = _count_records(connection, since)
+        if last is not None and since < last:
+            before = delta_file(since, last) if since else whole_file(last)
+            with suppress(NotFound, InvalidInput, AuthenticationFailed), self._released(before) as file:
+                # Not so many records as the books say: some tokens were forgotten in a restore.
+                changes = b"".join(record.to_bytes() for record in _records(connection, last))
+                return write_encoded(out, overlaid(file, changes), count, terms, signers)
+            out.seek(0)
+            out.truncate()
+        return write_snapshot(out, _records(connection, since), count, terms, signers)
+
+    @contextmanager
+    def _released(self, file: LimitFile) -> Iterator[Snapshot]:
+        """
+        Raises:
+            NotFound: no file of that name is in force.
+        """
+        state = self._repository.state()
+        target = state.targets.signed.targets.get(file.name) if state else None
+        if target is None:
+            raise NotFound(f"{file.name} is not in force")
+        keys = self._repository.limit_keys()
+        with SnapshotFile(self._repository.target(target)) as opened:
+            yield Snapshot.open(opened.read_at, opened.size, keys.keys, keys.threshold)
 
     def _signed_targets(
         self, version: int, chest: KeyChest, now: datetime, lives: MetadataLives
