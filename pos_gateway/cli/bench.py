@@ -209,7 +209,8 @@ def _publish_text(data: dict[str, Any]) -> str:
         f"urgent {urgent['seconds']} s, of it building {urgent['steps_s']['build']}",
         f"COPY … TO {data['copy_to_s']} s: ratio {data['ratio']} (aim: ≥ {data['target_ratio']}), "
         f"of deciding alone {data['ratio_of_deciding']}",
-        f"INSERT … SELECT {data['insert_select_s']} s: ratio of deciding to it {data['ratio_to_insert_select']}",
+        f"INSERT … SELECT {data['insert_select_s']} s: ratio to it, of deciding alone "
+        f"{data['ratio_to_insert_select']}",
     ]
     return "\n".join(lines)
 

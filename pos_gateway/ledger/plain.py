@@ -137,6 +137,9 @@ class Stretch:
 
     def __enter__(self) -> Stretch:
         _temporary.create_all(self._connection, checkfirst=False)
+        if self._postgresql:
+            # A stretch is a small range of every index: never worth reading a whole table for.
+            self._connection.exec_driver_sql("SET LOCAL random_page_cost = 1.1")
         account = store.accounts.c
         target_minor = account.target_line_minor + account.vault_minor - account.vault_leaving_minor
         committed_minor = account.outstanding_minor + account.uncleared_minor
@@ -213,7 +216,12 @@ class Stretch:
             self._teach_digest()
         token = _decided.c
         changed = sa.or_(token.differs, token.record_ceiling != token.ceiling)
-        mine = [token.token_id == store.tokens.c.id, token.decided, changed]
+        mine = [
+            self._within(store.tokens.c.account_id),
+            token.token_id == store.tokens.c.id,
+            token.decided,
+            changed,
+        ]
         self._connection.execute(
             store.tokens.update()
             .where(*mine)
@@ -287,7 +295,7 @@ class Stretch:
             .select_from(_decided)
             .join(store.tokens, token.id == before.token_id)
             .outerjoin(lines, lines.c.token_id == before.token_id)
-            .where(before.decided)
+            .where(before.decided, self._within(token.account_id))
             .group_by(before.account_id)
             .subquery()
         )
@@ -298,7 +306,7 @@ class Stretch:
             .select_from(reserves)
             .join(_held, _held.c.account_id == reserves.c.account_id)
             .join(store.accounts, account.id == reserves.c.account_id)
-            .where(now_minor > self._most(account.limit_minor, before_minor))
+            .where(self._within(account.id), now_minor > self._most(account.limit_minor, before_minor))
         )
         return {account_id: int(minor) for account_id, minor in self._connection.execute(query)}
 
@@ -419,7 +427,7 @@ class Stretch:
             _held.c.owable_minor,
             _held.c.limit_minor,
         ]
-        query = sa.select(*chosen).select_from(store.tokens)
+        query = sa.select(*chosen).select_from(store.tokens).where(self._within(token.account_id))
         query = query.join(_held, _held.c.account_id == token.account_id)
         query = query.join(tokens_of, tokens_of.c.account_id == token.account_id)
         query = query.outerjoin(standing, standing.c.token_id == token.id)
