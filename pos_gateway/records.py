@@ -360,6 +360,16 @@ def canonical_json(value: Mapping[str, Any]) -> str:
     return _CANONICAL.encode(value)
 
 
+def canonical_scalar(value: str | int | bool | None) -> str:
+    """A value as `canonical_json` spells it."""
+    # The encoder is quick with strings alone.
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value) if isinstance(value, int) else _CANONICAL.encode(value)
+
+
 def parse_object(text: str | bytes, *, where: str) -> dict[str, Any]:
     """Parse a JSON object strictly.
 

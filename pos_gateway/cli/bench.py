@@ -12,6 +12,7 @@ import typer
 from pos_gateway.cli.terminal import Json, emit
 from pos_gateway.lab.journal_bench import bench_journal
 from pos_gateway.lab.pos_bench import bench_pos
+from pos_gateway.lab.publish_bench import bench_publish
 from pos_gateway.lab.snapshot_bench import bench_snapshot
 from pos_gateway.lab.sync_bench import bench_sync
 from pos_gateway.lab.tap_bench import DRIVERS, bench_tap
@@ -169,6 +170,47 @@ def _sync_text(data: dict[str, Any]) -> str:
         f"posting {posting['per_s']}/s ({posting['us_per_record']} µs each), "
         f"INSERT … SELECT {posting['insert_select_per_s']}/s ({posting['insert_select_us_per_record']} µs): "
         f"ratio {posting['ratio']} (aim: ≥ {posting['target_ratio']})",
+    ]
+    return "\n".join(lines)
+
+
+@app.command()
+def publish(
+    accounts: Annotated[
+        int, typer.Option(min=1000, max=20_000_000, help="How many accounts the ledger has.")
+    ] = 100_000,
+    by_use: Annotated[
+        bool, typer.Option("--by-use", help="By the shipped policy whose allowances go by use.")
+    ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="On which disk books and files lie.", exists=True, file_okay=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Every account's ceilings decided anew and published, on PostgreSQL, beside a plain COPY … TO and a
+    server-side INSERT … SELECT of the same rows; how long others wait for an account meanwhile."""
+    data = bench_publish(accounts, by_use=by_use, folder=folder, progress=_tell_progress)
+    emit(data, _publish_text(data), as_json=as_json)
+
+
+def _publish_text(data: dict[str, Any]) -> str:
+    lines = [f"{data['accounts']} accounts with {data['tokens']} tokens, allowances {data['policy']}"]
+    for name in ("first", "again"):
+        told = data[name]
+        steps = ", ".join(f"{step} {taken_s}" for step, taken_s in told["steps_s"].items())
+        waits = told["others_wait_ms"]
+        lines.append(
+            f"{name:6} {told['seconds']} s, {told['accounts_per_s']} accounts/s, {told['us_per_token']} µs a "
+            f"token ({steps}); others wait p50 {waits['p50']} ms, p99 {waits['p99']}, at most {waits['max']}"
+        )
+    urgent = data["urgent"]
+    lines += [
+        f"urgent {urgent['seconds']} s, of it building {urgent['steps_s']['build']}",
+        f"COPY … TO {data['copy_to_s']} s: ratio {data['ratio']} (aim: ≥ {data['target_ratio']}), "
+        f"of deciding alone {data['ratio_of_deciding']}",
+        f"INSERT … SELECT {data['insert_select_s']} s: ratio to it, of deciding alone "
+        f"{data['ratio_to_insert_select']}",
     ]
     return "\n".join(lines)
 

@@ -22,7 +22,14 @@ from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
 from pos_gateway.ledger.balance import Balance
 from pos_gateway.ledger.bulk import among, among_both, beside
-from pos_gateway.ledger.reserve import CounterLine, Interval, Publication, check_invariant, measure
+from pos_gateway.ledger.reserve import (
+    CounterLine,
+    Interval,
+    InvariantBroken,
+    Publication,
+    check_invariant,
+    measure,
+)
 from pos_gateway.limits.record import Status
 
 AT_ONCE: Final = 500
@@ -468,3 +475,29 @@ def check_accounts(
                 uncleared_minor=row.uncleared_minor,
                 reserves_minor=(measure(line.claimable(now_unix_s)) for line in by_account[row.id]),
             )
+
+
+def check_publications(connection: sa.Connection) -> None:
+    """Hold publications to the tokens and snapshots they are of.
+
+    Raises:
+        InvariantBroken: one is of a token that its account does not have, or of no snapshot.
+    """
+    publication, token, snapshot = store.publications.c, store.tokens.c, store.snapshots.c
+    query = (
+        sa.select(publication.token_id)
+        .outerjoin(
+            store.tokens,
+            sa.and_(token.id == publication.token_id, token.account_id == publication.account_id),
+        )
+        .outerjoin(store.snapshots, snapshot.version == publication.snapshot_version)
+        .where(
+            sa.or_(
+                token.id.is_(None),
+                sa.and_(publication.snapshot_version.is_not(None), snapshot.version.is_(None)),
+            )
+        )
+        .limit(1)
+    )
+    if (token_id := connection.scalar(query)) is not None:
+        raise InvariantBroken(f"a publication of token {token_id} is of nothing that is on record")

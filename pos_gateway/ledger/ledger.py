@@ -318,7 +318,9 @@ class Ledger:
         """Shops may rely on every publication that was logged: nothing may be given out without them."""
         logged = (self._log.versions() or [0])[-1]
         with self._database.read() as connection:
-            known = connection.scalar(sa.select(sa.func.max(store.snapshots.c.version))) or 0
+            columns = store.snapshots.c
+            complete = sa.select(sa.func.max(columns.version)).where(columns.record_count >= 0)
+            known = connection.scalar(complete) or 0
             forgotten = self._log.has_forgotten(connection)
         if known >= logged and not forgotten:
             return
@@ -607,9 +609,10 @@ class Ledger:
                 ca_keys=self.ca_keys,
             )
 
-    def publish_urgent(self) -> PublishedSnapshot | None:
+    def publish_urgent(self, *, done: Callable[[str], None] = lambda step: None) -> PublishedSnapshot | None:
         """Take back at once what tokens may not use any more that were blocked or closed since the last
         snapshot, and change nothing else: no new ceilings, no longer validity. None if there are none.
+        `done` is told of each step.
 
         Raises:
             Unavailable: see `publish`.
@@ -618,15 +621,14 @@ class Ledger:
             if not to_take_back(connection):
                 return None
         with self.repository.exclusive():
-            prepared = self._publisher.prepare(
-                self.identity,
-                self.policy,
-                self.keys.token_key.epoch,
-                self._now_unix_s,
-                automatic=True,
-                urgent=True,
-            )
-            return None if prepared is None else self._release(prepared.version)
+            try:
+                prepared = self._publisher.prepare_urgent(self.policy.delta_bases, done)
+            except Conflict:
+                # After one that was interrupted only a whole new version will do.
+                prepared = self._prepare(automatic=True, done=done)
+            published = None if prepared is None else self._release(prepared.version)
+            done("release")
+            return published
 
     def _with_account(self, account_id: str, work: Callable[[sa.Connection, LockedAccount], _T]) -> _T:
         """`work` in one durable transaction that holds the account."""
@@ -636,15 +638,18 @@ class Ledger:
             )
         )
 
-    def publish(self) -> PublishedSnapshot:
-        """Publish the next snapshot at once: for a ledger that has all the keys; see `publisher`.
+    def publish(self, *, done: Callable[[str], None] = lambda step: None) -> PublishedSnapshot:
+        """Publish the next snapshot at once: for a ledger that has all the keys; see `publisher`. `done` is
+        told of each step.
 
         Raises:
             Unavailable: signatures are missing that only another machine can give. The version is
                 prepared all the same, and waits for them.
         """
         with self.repository.exclusive():
-            return self._release(self._prepare(automatic=True).version)
+            published = self._release(self._prepare(automatic=True, done=done).version)
+            done("release")
+            return published
 
     def prepare_snapshot(self) -> PreparedSnapshot:
         """Decide and record the next snapshot and build its files; it waits for its signatures."""
@@ -912,21 +917,22 @@ class Ledger:
         """
         with self._database.read() as connection:
             postings.check_books(connection)
+            accounts.check_publications(connection)
             ids = connection.scalars(sa.select(store.accounts.c.id)).all()
             accounts.check_accounts(connection, ids, self._now_unix_s())
 
-    def _prepare(self, *, automatic: bool) -> PreparedSnapshot:
-        prepared = self._publisher.prepare(
+    def _prepare(
+        self, *, automatic: bool, done: Callable[[str], None] = lambda step: None
+    ) -> PreparedSnapshot:
+        return self._publisher.prepare(
             self.identity,
             self.policy,
             self.keys.token_key.epoch,
             self._now_unix_s,
             automatic=automatic,
             online_keys=[key.public for key in self.online_keys.all()],
+            done=done,
         )
-        if prepared is None:
-            raise NotFound("nothing was prepared")
-        return prepared
 
     def _release(self, version: int) -> PublishedSnapshot:
         policy, chest = self.policy, self.ceremony.chest

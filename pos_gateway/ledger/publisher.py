@@ -1,12 +1,12 @@
 """Publishing limits: decide every token's next ceiling, record it, and only then let files out.
 
-    prepare   decide and record in one transaction ─► signer's log ─► build the files in the staging folder
+    prepare   decide and record, stretch by stretch ─► signer's log ─► build the files in the staging folder
     sign      the headers by limit keys, the list of files by targets keys: here, or on other machines
     release   files into the repository ─► the list of them ─► timestamp.json
 
 The terms (with the nonce) and the records are in the database, so after a crash the same bytes are made
 again. Never is a ceiling in a shop that is not on record; one on record that never got out reserves its
-credit until it lapses.
+credit until it lapses. A version whose deciding was interrupted stays incomplete and is passed over.
 """
 
 from __future__ import annotations
@@ -15,27 +15,25 @@ import json
 import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import BinaryIO, Final
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from tuf.api.metadata import Metadata, TargetFile, Targets
 
 from pos_gateway.distribution import LimitFile, delta_file, head_file, parse_name, whole_file
-from pos_gateway.errors import Conflict, NotFound, Unavailable
+from pos_gateway.errors import AuthenticationFailed, Conflict, InvalidInput, NotFound, Unavailable
 from pos_gateway.instalments import Offer
-from pos_gateway.ledger import accounts, habits, store
-from pos_gateway.ledger.accounts import TokenLine, TokenStatus
-from pos_gateway.ledger.allowance import Candidate, allot, shares_minor
-from pos_gateway.ledger.bulk import among
+from pos_gateway.ledger import accounts, store
+from pos_gateway.ledger.accounts import TokenStatus
+from pos_gateway.ledger.ceilings import CHANGE, STATUS, change, decide_stretch, last_record
 from pos_gateway.ledger.config import Identity, MetadataLives, Policy
-from pos_gateway.ledger.issue import publication_row
-from pos_gateway.ledger.movements import complete, is_pending
 from pos_gateway.ledger.repository import Repository, lacking_signatures
-from pos_gateway.ledger.reserve import PublicationKind, measure
 from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.signing import (
     HeaderToSign,
@@ -46,15 +44,14 @@ from pos_gateway.ledger.signing import (
     replace_file,
     sign_metadata,
 )
-from pos_gateway.ledger.store import Store
-from pos_gateway.ledger.use import UsePolicy, ceiling_for
-from pos_gateway.limits.builder import write_snapshot
-from pos_gateway.limits.header import OnlineTerms, RiskPolicy, SnapshotTerms
+from pos_gateway.ledger.store import INCOMPLETE, Store
+from pos_gateway.limits.builder import write_encoded, write_snapshot
+from pos_gateway.limits.header import OnlineTerms, RiskPolicy, SnapshotHeader, SnapshotTerms
+from pos_gateway.limits.merge import overlaid
 from pos_gateway.limits.record import NONCE_BYTES, LimitRecord
-from pos_gateway.limits.snapshot import encode_head, read_head
+from pos_gateway.limits.snapshot import Snapshot, encode_head, read_head
 from pos_gateway.snapshot_file import SnapshotFile
 
-_DAY_S: Final = 24 * 3600
 _ROWS_AT_ONCE: Final = 10_000
 _WHOLE_FILES_KEPT: Final = 2
 """So that a shop on a slow line finishes the whole file it began, and takes the delta over it."""
@@ -105,49 +102,65 @@ class Publisher:
         *,
         automatic: bool,
         online_keys: Sequence[bytes] = (),
-        urgent: bool = False,
-    ) -> PreparedSnapshot | None:
-        """Decide the next version, put it on record, and build its files. An urgent one only takes back
-        tokens that may not pay any more; None if there are none, or no limits they stand in.
+        done: Callable[[str], None] = lambda step: None,
+    ) -> PreparedSnapshot:
+        """Decide the next version, put it on record, and build its files. `done` is told of each step.
 
         Raises:
-            InvariantBroken: a fault of ours; nothing was recorded.
+            InvariantBroken: a fault of ours; nothing of the accounts it was found in was recorded.
             Unavailable, OutcomeUnknown: see `Store.write`.
         """
-        with self._database.write() as connection:
-            store.lock_publishing(connection)
-            last = connection.execute(_NEWEST).first()
-            version = 1 + (0 if last is None else int(last.version))
-            if urgent:
-                if last is None or not to_take_back(connection):
-                    return None
-                # The same nonce and times: what is not taken back stays the publication it was.
-                terms = replace(terms_from_json(last.terms), version=version)
-            else:
+        with self._database.publishing():
+            with self._database.write() as connection:
+                last = connection.execute(_NEWEST).first()
+                version = 1 + (0 if last is None else int(last.version))
                 terms = replace(
                     _terms(version, identity, policy, token_key_epoch, now_unix_s()),
                     online=policy.online.terms(online_keys),
                 )
-            connection.execute(
-                store.snapshots.insert().values(
-                    version=version,
-                    terms=_terms_to_json(terms),
-                    automatic=automatic,
-                    record_count=0,
-                    valid_from_unix_s=terms.valid_from_unix_s,
-                    refresh_after_unix_s=terms.refresh_after_unix_s,
-                    valid_until_unix_s=terms.valid_until_unix_s,
-                )
-            )
-            count = _take_back(connection, version) if urgent else _decide(connection, terms, policy)
-            connection.execute(store.snapshots.update().filter_by(version=version).values(record_count=count))
-        return self._build(version, policy.delta_bases)
+                _begin(connection, terms, automatic=automatic)
+            self._decide(terms, policy)
+            done("decide")
+            return self._build(version, policy.delta_bases, done)
+
+    def prepare_urgent(
+        self, delta_bases: int, done: Callable[[str], None] = lambda step: None
+    ) -> PreparedSnapshot | None:
+        """A version that only takes back tokens that may not pay any more; None if there are none, or no
+        limits they stand in.
+
+        Raises:
+            Conflict: the newest version was never completed; only a new one will do.
+            Unavailable, OutcomeUnknown: see `Store.write`.
+        """
+        with self._database.publishing():
+            with self._database.write() as connection:
+                last = connection.execute(_NEWEST).first()
+                if last is None or not to_take_back(connection):
+                    return None
+                if last.record_count < 0:
+                    raise Conflict(f"limits {last.version} were never completed")
+                # The same nonce and times: what is not taken back stays the publication it was.
+                terms = replace(terms_from_json(last.terms), version=last.version + 1)
+                _begin(connection, terms, automatic=True)
+                _take_back(connection, terms.version)
+                _complete(connection, terms.version)
+            done("decide")
+            return self._build(terms.version, delta_bases, done)
+
+    def _decide(self, terms: SnapshotTerms, policy: Policy) -> None:
+        """Stretch by stretch, each in a transaction of its own. If this ends halfway, the version stays
+        incomplete and never leaves the house; what was recorded of it reserves its credit until it lapses."""
+        after: str | None = ""
+        while after is not None:
+            after = self._database.transact(partial(_next_stretch, after, terms, policy))
 
     def pending(self) -> int | None:
-        """The newest version, if it was recorded and never released."""
+        """The newest version, if it is on record, complete, and was never released."""
         with self._database.read() as connection:
             row = connection.execute(_NEWEST).first()
-        return int(row.version) if row is not None and row.sha256 is None else None
+        waits = row is not None and row.sha256 is None and row.record_count >= 0
+        return int(row.version) if row is not None and waits else None
 
     def is_automatic(self, version: int) -> bool:
         with self._database.read() as connection:
@@ -224,7 +237,9 @@ class Publisher:
     def _request(self, version: int) -> Path:
         return self._folder(version) / "limits.json"
 
-    def _build(self, version: int, delta_bases: int) -> PreparedSnapshot:
+    def _build(
+        self, version: int, delta_bases: int, done: Callable[[str], None] = lambda step: None
+    ) -> PreparedSnapshot:
         """Every file of the version with a signature that nobody trusts in its head, and the request for
         the true ones; the request last."""
         folder = self._folder(version)
@@ -234,23 +249,65 @@ class Publisher:
         headers = []
         with self._database.read() as connection:
             self._log.record(connection, version)
+            done("log")
             row = connection.execute(sa.select(store.snapshots).filter_by(version=version)).one()
             released = sa.select(_versions.version).where(
                 _versions.version < version, _versions.sha256.is_not(None)
             )
             bases = connection.scalars(released.order_by(_versions.version.desc()).limit(delta_bases)).all()
             whole_terms = terms_from_json(row.terms)
+            last = self._base_of_urgent(connection, whole_terms)
             for file in (whole_file(version), *(delta_file(base, version) for base in bases)):
-                since = file.base or 0
                 terms = replace(whole_terms, base_version=file.base)
                 with (folder / file.name).open("wb") as out:
-                    records = _records(connection, since)
-                    header = write_snapshot(
-                        out, records, _count_records(connection, since), terms, placeholder
-                    )
+                    header = self._write(connection, out, terms, last, placeholder)
                 headers.append(HeaderToSign(file.name, header.to_bytes(), {}))
         replace_file(self._request(version), SigningRequest(version, headers).to_json().encode())
+        done("build")
         return PreparedSnapshot(version, int(row.record_count), self._request(version))
+
+    def _base_of_urgent(self, connection: sa.Connection, terms: SnapshotTerms) -> int | None:
+        """The released version that this one only takes tokens back from; None if it is another's."""
+        query = _NEWEST.where(_versions.version < terms.version)
+        row = connection.execute(query).first()
+        if row is None or row.sha256 is None or terms_from_json(row.terms).nonce != terms.nonce:
+            return None
+        return int(row.version)
+
+    def _write(
+        self,
+        connection: sa.Connection,
+        out: BinaryIO,
+        terms: SnapshotTerms,
+        last: int | None,
+        signers: Mapping[str, Ed25519PrivateKey],
+    ) -> SnapshotHeader:
+        """One file; of an urgent version made of the one that its predecessor has in its place."""
+        since = terms.base_version or 0
+        count = _count_records(connection, since)
+        if last is not None and since < last:
+            before = delta_file(since, last) if since else whole_file(last)
+            with suppress(NotFound, InvalidInput, AuthenticationFailed), self._released(before) as file:
+                # Not so many records as the books say: some tokens were forgotten in a restore.
+                changes = b"".join(record.to_bytes() for record in _records(connection, last))
+                return write_encoded(out, overlaid(file, changes), count, terms, signers)
+            out.seek(0)
+            out.truncate()
+        return write_snapshot(out, _records(connection, since), count, terms, signers)
+
+    @contextmanager
+    def _released(self, file: LimitFile) -> Iterator[Snapshot]:
+        """
+        Raises:
+            NotFound: no file of that name is in force.
+        """
+        state = self._repository.state()
+        target = state.targets.signed.targets.get(file.name) if state else None
+        if target is None:
+            raise NotFound(f"{file.name} is not in force")
+        keys = self._repository.limit_keys()
+        with SnapshotFile(self._repository.target(target)) as opened:
+            yield Snapshot.open(opened.read_at, opened.size, keys.keys, keys.threshold)
 
     def _signed_targets(
         self, version: int, chest: KeyChest, now: datetime, lives: MetadataLives
@@ -370,180 +427,45 @@ def to_take_back(connection: sa.Connection) -> bool:
     return connection.execute(_TO_TAKE_BACK.limit(1)).first() is not None
 
 
-def _take_back(connection: sa.Connection, version: int) -> int:
-    """Set the records of those tokens; returns how many records there are in all."""
+def _begin(connection: sa.Connection, terms: SnapshotTerms, *, automatic: bool) -> None:
+    connection.execute(
+        store.snapshots.insert().values(
+            version=terms.version,
+            terms=_terms_to_json(terms),
+            automatic=automatic,
+            record_count=INCOMPLETE,
+            valid_from_unix_s=terms.valid_from_unix_s,
+            refresh_after_unix_s=terms.refresh_after_unix_s,
+            valid_until_unix_s=terms.valid_until_unix_s,
+        )
+    )
+
+
+def _next_stretch(after: str, terms: SnapshotTerms, policy: Policy, connection: sa.Connection) -> str | None:
+    if connection.scalar(sa.select(sa.func.max(_versions.version))) != terms.version:
+        raise Conflict(f"another publication was begun while limits {terms.version} were decided")
+    last = decide_stretch(connection, after, terms, policy)
+    if last is None:
+        _complete(connection, terms.version)
+    return last
+
+
+def _complete(connection: sa.Connection, version: int) -> None:
+    """All its ceilings are on record."""
+    count = _count_records(connection, 0)
+    connection.execute(store.snapshots.update().filter_by(version=version).values(record_count=count))
+
+
+def _take_back(connection: sa.Connection, version: int) -> None:
+    """Set the records of those tokens."""
     changes = []
     for row in connection.execute(_TO_TAKE_BACK.with_for_update()):
         line = accounts.line_of(row)
-        record = _record(row)._replace(
+        record = last_record(row)._replace(
             ceiling=0, status=line.status.on_record, sequence=row.last_sequence + 1
         )
-        changes.append(_change(line, record, version))
-    connection.execute(_CHANGE, changes)
-    return _count_records(connection, 0)
-
-
-def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> int:
-    """Record every token's next limit record, and its publication if it may pay at all; returns how many
-    tokens there are. Memory does not grow with the accounts."""
-    now_unix_s, count, last = terms.valid_from_unix_s, 0, ""
-    columns = store.accounts.c
-    while True:
-        query = sa.select(columns.id).where(columns.id > last).order_by(columns.id).limit(accounts.AT_ONCE)
-        chunk = connection.scalars(query).all()
-        if not chunk:
-            return count
-        last = chunk[-1]
-        rows = accounts.lock_accounts(connection, chunk)
-        accounts.lapse(connection, chunk, now_unix_s)
-        for account_id, row in rows.items():
-            if is_pending(accounts.balance_of(row)):
-                account = accounts.lock_account(connection, account_id, now_unix_s)
-                complete(connection, account, now_unix_s * 1000)
-        rows = accounts.lock_accounts(connection, chunk)
-        changes: list[dict[str, object]] = []
-        published: list[dict[str, object]] = []
-        before_minor: dict[str, int] = {}
-        by_account = accounts.lines_by_account(accounts.token_lines(connection, chunk))
-        recent_taps = _recent_taps(connection, by_account, policy, now_unix_s)
-        spent = habits.spent_lately(connection, chunk, policy.use, now_unix_s) if policy.use else {}
-        for account_id, lines in by_account.items():
-            balance = accounts.balance_of(rows[account_id])
-            reserve_minor = sum(measure(line.claimable(now_unix_s)) for line in lines)
-            before_minor[account_id] = balance.committed_minor(reserve_minor)
-            owable_minor = balance.free_minor(reserve_minor) + reserve_minor
-            ceilings = (
-                _by_use(
-                    policy.use,
-                    lines,
-                    spent,
-                    owable_minor,
-                    rows[account_id].limit_minor,
-                    reserve_minor,
-                    now_unix_s,
-                )
-                if policy.use is not None
-                else _by_share(owable_minor, lines, recent_taps, now_unix_s, policy)
-            )
-            for line, record, publication in _decide_account(lines, ceilings, terms, policy):
-                count += 1
-                if record.sequence != line.row.record_sequence:
-                    changes.append(_change(line, record, terms.version))
-                if publication is not None:
-                    published.append(publication)
-        if changes:
-            connection.execute(_CHANGE, changes)
-        if published:
-            connection.execute(store.publications.insert(), published)
-        accounts.check_accounts(connection, chunk, now_unix_s, before_minor)
-
-
-def _recent_taps(
-    connection: sa.Connection, by_account: Mapping[str, list[TokenLine]], policy: Policy, now_unix_s: int
-) -> dict[str, int]:
-    """How often tokens paid lately, where more than one shares an account."""
-    sharing = [account_id for account_id, lines in by_account.items() if len(lines) > 1]
-    if policy.allowance.recent_days == 0 or not sharing:
-        return {}
-    columns = store.transfers.c
-    query = (
-        sa.select(columns.token_id, sa.func.count())
-        .where(
-            among(connection, columns.account_id, sharing),
-            columns.kind == "payment",
-            columns.posted_unix_ms >= (now_unix_s - policy.allowance.recent_days * _DAY_S) * 1000,
-        )
-        .group_by(columns.token_id)
-    )
-    return {token_id: int(count) for token_id, count in connection.execute(query)}
-
-
-def _by_share(
-    owable_minor: int,
-    lines: list[TokenLine],
-    recent_taps: Mapping[str, int],
-    now_unix_s: int,
-    policy: Policy,
-) -> dict[str, int]:
-    """The next ceiling of each token that may pay: by assurance and by how often it was used."""
-    active = [line for line in lines if line.status is TokenStatus.ACTIVE]
-    reserved_minor = sum(measure(line.claimable(now_unix_s)) for line in lines)
-    candidates = [
-        Candidate(line.claimable(now_unix_s), line.highest, line.row.assurance, recent_taps.get(line.id, 0))
-        for line in active
-    ]
-    shares = shares_minor(
-        candidates,
-        owable_minor=owable_minor,
-        share_percent=policy.token_share_percent,
-        policy=policy.allowance,
-    )
-    ceilings = allot(candidates, shares, free_minor=owable_minor - reserved_minor)
-    return {line.id: ceiling for line, ceiling in zip(active, ceilings, strict=True)}
-
-
-def _by_use(
-    policy: UsePolicy,
-    lines: list[TokenLine],
-    spent: Mapping[str, tuple[int, int, int]],
-    owable_minor: int,
-    limit_minor: int,
-    reserved_minor: int,
-    now_unix_s: int,
-) -> dict[str, int]:
-    """The next ceiling of each token that may pay: by what it has spent."""
-    planned = habits.plan(
-        policy, lines, spent, owable_minor=owable_minor, limit_minor=limit_minor, now_unix_s=now_unix_s
-    )
-    free_minor, ceilings = owable_minor - reserved_minor, {}
-    for line in lines:
-        if line.id not in planned:
-            continue
-        ceilings[line.id] = ceiling_for(
-            line.claimable(now_unix_s),
-            line.highest,
-            ahead_minor=planned[line.id].snapshot_minor,
-            free_minor=free_minor,
-        )
-        free_minor -= line.cost_minor(ceilings[line.id], now_unix_s)
-    return ceilings
-
-
-def _decide_account(
-    lines: list[TokenLine], ceiling_of: Mapping[str, int], terms: SnapshotTerms, policy: Policy
-) -> Iterator[tuple[TokenLine, LimitRecord, dict[str, object] | None]]:
-    now_unix_s = terms.valid_from_unix_s
-    for line in lines:
-        # A token that may not pay gets ceiling 0, which no card's counter is below.
-        record = LimitRecord(
-            token_key=line.row.token_key,
-            ceiling=ceiling_of.get(line.id, 0),
-            per_tap_cap_minor=policy.allowance.per_tap_cap_minor(
-                line.row.assurance, line.row.per_tap_cap_minor
-            ),
-            sequence=line.row.record_sequence,
-            status=line.status.on_record,
-            assurance=line.row.assurance,
-        )
-        if line.row.record_version == 0 or record != _record(line.row):
-            record = record._replace(sequence=line.row.last_sequence + 1)
-        if line.id not in ceiling_of:
-            yield line, record, None
-            continue
-        yield (
-            line,
-            record,
-            publication_row(
-                line,
-                record,
-                kind=PublicationKind.SNAPSHOT,
-                digest=record.digest(terms.nonce),
-                issued_unix_s=now_unix_s,
-                valid_until_unix_s=terms.valid_until_unix_s,
-                guarantee=policy.guarantee,
-                snapshot_version=terms.version,
-            ),
-        )
+        changes.append(change(line, record, version))
+    connection.execute(CHANGE, changes)
 
 
 _TO_TAKE_BACK: Final = sa.select(store.tokens).where(
@@ -551,50 +473,6 @@ _TO_TAKE_BACK: Final = sa.select(store.tokens).where(
     store.tokens.c.record_status == TokenStatus.ACTIVE.value,
     store.tokens.c.status != TokenStatus.ACTIVE.value,
 )
-
-_CHANGE: Final = (
-    store.tokens.update()
-    .where(store.tokens.c.id == sa.bindparam("token_id"))
-    .values(
-        {
-            name: sa.bindparam(name)
-            for name in (
-                "record_version",
-                "record_sequence",
-                "record_ceiling",
-                "record_per_tap_cap_minor",
-                "record_status",
-                "record_assurance",
-                "last_sequence",
-            )
-        }
-    )
-)
-
-
-def _change(line: TokenLine, record: LimitRecord, version: int) -> dict[str, object]:
-    return {
-        "token_id": line.id,
-        "record_version": version,
-        "record_sequence": record.sequence,
-        "last_sequence": record.sequence,
-        "record_ceiling": record.ceiling,
-        "record_per_tap_cap_minor": record.per_tap_cap_minor,
-        "record_status": line.status.value,
-        "record_assurance": record.assurance,
-    }
-
-
-def _record(row: Any) -> LimitRecord:
-    """The last record issued for a token."""
-    return LimitRecord(
-        token_key=row.token_key,
-        ceiling=row.record_ceiling,
-        per_tap_cap_minor=row.record_per_tap_cap_minor,
-        sequence=row.record_sequence,
-        status=TokenStatus(row.record_status).on_record,
-        assurance=row.record_assurance,
-    )
 
 
 def _count_records(connection: sa.Connection, since: int) -> int:
@@ -604,10 +482,19 @@ def _count_records(connection: sa.Connection, since: int) -> int:
 
 def _records(connection: sa.Connection, since: int) -> Iterator[LimitRecord]:
     """The records that changed after version `since`, all of them after 0, sorted by token key."""
+    columns = store.tokens.c
     query = (
-        sa.select(store.tokens)
-        .where(store.tokens.c.record_version > since)
-        .order_by(store.tokens.c.token_key)
+        sa.select(
+            columns.token_key,
+            columns.record_ceiling,
+            columns.record_per_tap_cap_minor,
+            columns.record_sequence,
+            columns.record_status,
+            columns.record_assurance,
+        )
+        .where(columns.record_version > since)
+        .order_by(columns.token_key)
         .execution_options(yield_per=_ROWS_AT_ONCE)
     )
-    return (_record(row) for row in connection.execute(query))
+    for key, ceiling, cap_minor, sequence, status, assurance in connection.execute(query):
+        yield LimitRecord(key, ceiling, cap_minor, sequence, STATUS[status], assurance)

@@ -28,7 +28,11 @@ from pos_gateway.ledger.signing import KeyChest, Role, replace_file, sign_metada
 
 _CHUNK_BYTES: Final = 1 << 20
 _ROOT_NAME: Final = re.compile(r"([1-9]\d*)\.root\.json", re.ASCII)
+_LIST_NAME: Final = re.compile(r"([1-9]\d*)\.(targets|snapshot)\.json", re.ASCII)
 _TARGET_NAME: Final = re.compile(r"[0-9a-f]{64}\..+", re.ASCII)
+
+_LISTS_KEPT: Final = 10
+"""Of each kind: whoever has read `timestamp.json` still finds what it names, though a few releases follow."""
 
 S = TypeVar("S", Targets, Snapshot, Timestamp)
 
@@ -195,13 +199,15 @@ class Repository:
             self._sign(root, snapshot, chest)
             self._write(metadata_path("snapshot", snapshot.signed.version), snapshot.to_bytes())
         self._write_timestamp(root, state, snapshot, chest, now, lives)
+        self._prune_lists()
 
     def write_root(self, root: Metadata[Root]) -> None:
         self._write(metadata_path("root", root.signed.version), root.to_bytes())
 
     def prune(self) -> None:
-        """Remove target files that neither the list in force nor the one before it names: a shop may be
-        in the middle of a download."""
+        """Remove what nobody can need any more. Target files that neither the list in force nor the one
+        before it names: a shop may be in the middle of a download. Lists that `timestamp.json` has long
+        passed. Roots stay for ever: every shop goes from its own to the newest one by one."""
         state = self.state()
         if state is None:
             return
@@ -212,6 +218,17 @@ class Repository:
             named |= {self.target(file).name for file in old.signed.targets.values()}
         for path in (self.folder / TARGETS).iterdir():
             if path.name not in named and (_TARGET_NAME.fullmatch(path.name) or path.name.endswith(".new")):
+                path.unlink(missing_ok=True)
+        self._prune_lists()
+
+    def _prune_lists(self) -> None:
+        state = self.state()
+        if state is None:
+            return
+        newest = {"targets": state.targets.signed.version, "snapshot": state.snapshot.signed.version}
+        for path in (self.folder / METADATA).iterdir():
+            match = _LIST_NAME.fullmatch(path.name)
+            if match and int(match[1]) <= newest[match[2]] - _LISTS_KEPT:
                 path.unlink(missing_ok=True)
 
     def _write_timestamp(

@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 
 from pos_gateway.ledger import accounts, store
-from pos_gateway.records import canonical_json
+from pos_gateway.records import canonical_json, canonical_scalar
 
 _SUFFIX = ".publications"
 _SINGLES = "singles-"
+_ROWS_AT_ONCE: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +56,15 @@ class SignerLog:
             return
         self._folder.mkdir(mode=0o700, exist_ok=True)
         snapshot = connection.execute(sa.select(store.snapshots).filter_by(version=version)).one()
-        rows = connection.execute(sa.select(store.publications).filter_by(snapshot_version=version))
+        rows = connection.execute(
+            sa.select(*_LOGGED).filter_by(snapshot_version=version).execution_options(yield_per=_ROWS_AT_ONCE)
+        )
         temporary = self._folder / f".{version:010d}.{os.getpid()}"
         temporary.unlink(missing_ok=True)
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "w") as file:
             file.write(_line("snapshot", snapshot))
-            file.writelines(_line("publication", row) for row in rows)
+            file.writelines(map(publication_line, rows))
             file.flush()
             os.fsync(file.fileno())
         os.rename(temporary, self._folder / f"{version:010d}{_SUFFIX}")
@@ -100,15 +103,22 @@ class SignerLog:
 
     def replay(self, connection: sa.Connection) -> Replayed:
         """Tell a database all it has forgotten. What it knows stays as it is."""
-        known = set(connection.scalars(sa.select(store.snapshots.c.version)))
+        columns = store.snapshots.c
+        known = set(connection.scalars(sa.select(columns.version).where(columns.record_count >= 0)))
         snapshots = publications = unknown_tokens = 0
         for version in self.versions():
             if version in known:
                 continue
             snapshot, rows = self._read(version)
-            connection.execute(store.snapshots.insert().values(snapshot))
+            # The backup may have been made in the middle of deciding it.
+            again = store.snapshots.update().filter_by(version=version).values(snapshot)
+            begun = connection.execute(again).rowcount > 0
+            if not begun:
+                connection.execute(store.snapshots.insert().values(snapshot))
             snapshots += 1
             for row in rows:
+                if begun and _is_known(connection, row):
+                    continue
                 if _publish_again(connection, row):
                     publications += 1
                 else:
@@ -164,6 +174,32 @@ def _readable(path: Path) -> Iterator[dict[str, Any]]:
 
 def _line(name: str, row: sa.Row[Any]) -> str:
     return canonical_json({name: dict(_plain(row._asdict()))}) + "\n"
+
+
+_LOGGED: Final = sorted(store.publications.columns, key=lambda column: column.name)
+_LINE: Final = '{"publication":{' + ",".join(f'"{column.name}":%s' for column in _LOGGED) + "}}\n"
+
+
+def _spelling(column: sa.Column[Any]) -> Callable[[Any], Any] | None:
+    """How its values are spelled in JSON; None where it is as Python spells them."""
+    if isinstance(column.type, sa.LargeBinary):
+        return lambda value: f'{{"hex":"{value.hex()}"}}'
+    if isinstance(column.type, sa.Integer) and not column.nullable:
+        return None
+    return canonical_scalar
+
+
+_SPELLINGS: Final = [
+    (place, spelling) for place, column in enumerate(_LOGGED) if (spelling := _spelling(column)) is not None
+]
+
+
+def publication_line(row: Sequence[Any]) -> str:
+    """What `canonical_json` would write, for a row whose columns are sorted by name: there are millions."""
+    values = list(row)
+    for place, spelling in _SPELLINGS:
+        values[place] = spelling(values[place])
+    return _LINE % tuple(values)
 
 
 def _plain(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

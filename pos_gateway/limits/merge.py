@@ -136,6 +136,21 @@ def read_whole_head(
     return header
 
 
+def overlaid(base: Snapshot, changes: bytes) -> Iterator[bytes]:
+    """The records of a file bucket by bucket, joined, with others laid over them; each bucket verified.
+
+    `changes`: records in the order of their token keys, joined.
+
+    Raises:
+        AuthenticationFailed, InvalidSnapshot: as `Snapshot.lookup`.
+        InvalidInput: the changes are out of order.
+    """
+    shape = Shape(base.header.bucket_bits)
+    for number, changed in enumerate(by_bucket([changes] if changes else [], shape)):
+        old = base.bucket(number).data[RECORDS_AT:]
+        yield _overlaid(old, changed) if changed else old
+
+
 def _records(snapshot: Snapshot) -> Iterator[bytes]:
     for number in range(Shape(snapshot.header.bucket_bits).buckets):
         yield snapshot.bucket(number).data[RECORDS_AT:]

@@ -32,7 +32,7 @@ MAX_U32: Final = (1 << 32) - 1
 
 _LAYOUT: Final = struct.Struct(">16sQIIBBBB")
 _TOKEN_KEY_DOMAIN: Final = b"pos-gateway token key 1\0"
-_DIGEST_DOMAIN: Final = b"pos-gateway limit record 1\0"
+DIGEST_DOMAIN: Final = b"pos-gateway limit record 1\0"
 
 
 class Status(IntEnum):
@@ -113,7 +113,7 @@ class LimitRecord(NamedTuple):
         """
         if len(nonce) != NONCE_BYTES:
             raise InvalidInput(f"{len(nonce)} bytes, expected {NONCE_BYTES}", where="nonce")
-        return hashlib.sha256(_DIGEST_DOMAIN + nonce + self.to_bytes()).digest()[:DIGEST_BYTES]
+        return hashlib.sha256(DIGEST_DOMAIN + nonce + self.to_bytes()).digest()[:DIGEST_BYTES]
 
 
 def token_key(secret: bytes, pan: str, psn: int) -> bytes:

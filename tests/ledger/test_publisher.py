@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -22,10 +24,11 @@ from pos_gateway.errors import (
     Unavailable,
 )
 from pos_gateway.lab.virtual_card import VirtualCard
-from pos_gateway.ledger import Ledger, accounts, store
+from pos_gateway.ledger import Ledger, accounts, plain, publisher, store
 from pos_gateway.ledger.accounts import TokenStatus
+from pos_gateway.ledger.ceilings import decide_stretch
 from pos_gateway.ledger.config import Policy
-from pos_gateway.ledger.signing import SigningKey, sign_file
+from pos_gateway.ledger.signing import Role, SigningKey, sign_file
 from pos_gateway.limits.delta import changed_records
 from pos_gateway.limits.header import check_supersedes
 from pos_gateway.limits.record import LimitRecord, Status
@@ -251,8 +254,148 @@ def test_a_crash_before_the_record_leaves_nothing(
     with Ledger.open(ledger.home, clock=clock) as again:
         with pytest.raises(NotFound, match="no snapshot has been published"):
             again.latest_snapshot()
-        assert again.publish().version == 1
+        # The first was begun, and is passed over.
+        assert again.publish().version == 2
         assert again.latest_snapshot().record_count == 1
+
+
+def test_an_urgent_version_is_made_of_the_files_of_the_one_before(
+    ledger: Ledger, icc_key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And yet is, byte for byte, what the books say."""
+    tokens = []
+
+    def issue() -> None:
+        account = ledger.open_account(holder="Li Na", limit_minor=50_000)
+        tokens.append(ledger.issue_token(account.id, icc_key=icc_key).token.id)
+
+    for _ in range(3):
+        issue()
+        ledger.publish()
+    issue()
+    ledger.set_token_status(tokens[0], TokenStatus.BLOCKED)
+    ledger.set_token_status(tokens[2], TokenStatus.CLOSED)
+    read: list[int] = []
+    real = publisher._records
+
+    def counted(connection: sa.Connection, since: int) -> Iterator[LimitRecord]:
+        for record in real(connection, since):
+            read.append(since)
+            yield record
+
+    monkeypatch.setattr(publisher, "_records", counted)
+    assert ledger.publish_urgent() is not None
+    assert set(read) == {3}, "only what was taken back came from the books"
+    with ledger.database.read() as connection:
+        for name, since in (
+            ("limits-4.snapshot", 0),
+            *((f"limits-{base}-4.delta", base) for base in (1, 2, 3)),
+        ):
+            assert records(ledger, name) == list(real(connection, since))
+    assert [record.ceiling for record in records(ledger, "limits-3-4.delta")] == [0, 0]
+    ledger.set_token_status(tokens[1], TokenStatus.BLOCKED)
+    assert ledger.publish_urgent() is not None
+    assert {record.ceiling for record in records(ledger, "limits-5.snapshot")} == {0}
+
+
+def test_lists_nobody_can_need_any_more_are_removed_and_roots_stay(ledger: Ledger) -> None:
+    folder = ledger.repository.folder / "metadata"
+    ledger.ceremony.rotate(ledger.ceremony.create(Role.TARGETS)[0].public, None)
+    for _ in range(14):
+        ledger.publish()
+    names = {path.name for path in folder.iterdir()}
+    state = ledger.repository.state()
+    assert state is not None
+    newest = state.snapshot.signed.version
+    assert {f"{version}.snapshot.json" for version in range(newest - 9, newest + 1)} <= names
+    assert len([name for name in names if name.endswith(".targets.json")]) == 10
+    assert len(names) == 2 * 10 + 2 + 1
+    assert {"1.root.json", "2.root.json", "timestamp.json"} <= names
+
+
+def _dying_in_the_second_stretch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Publishing ends when one account is on record."""
+    monkeypatch.setattr(publisher, "decide_stretch", partial(decide_stretch, size=1))
+    stretches = iter(range(2))
+
+    def begin(*arguments: object) -> None:
+        if next(stretches) == 1:
+            raise KeyboardInterrupt
+
+    real = plain.Stretch.decide
+
+    def decide(self: plain.Stretch) -> None:
+        begin()
+        real(self)
+
+    monkeypatch.setattr(plain.Stretch, "decide", decide)
+
+
+def test_an_interrupted_version_never_leaves_the_house(
+    ledger: Ledger, clock: Clock, icc_key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = []
+    for _ in range(3):
+        account = ledger.open_account(holder="Li Na", limit_minor=50_000)
+        tokens.append(ledger.issue_token(account.id, icc_key=icc_key).token)
+    ledger.publish()
+    ledger.set_policy(Policy(token_share_percent=50, per_tap_cap_minor=7_000))
+    with monkeypatch.context() as crash:
+        _dying_in_the_second_stretch(crash)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.publish()
+    assert len(published(ledger)) == 4
+    with Ledger.open(ledger.home, clock=clock) as again:
+        assert again.latest_snapshot().version == 1
+        with pytest.raises(NotFound, match="waits"):
+            again.release_snapshot()
+        again.check_books()
+        # Not with the old nonce: some records are those of the version that was never completed.
+        again.set_token_status(tokens[0].id, TokenStatus.BLOCKED)
+        urgent = again.publish_urgent()
+        assert urgent is not None
+        assert urgent.version == 3
+        again.check_books()
+        whole = records(again, "limits-3.snapshot")
+        with SnapshotFile(urgent.path) as file:
+            nonce = Snapshot.open(file.read_at, file.size, again.repository.limit_keys().keys, 1).header.nonce
+        on_record = {row.digest for row in published(again)}
+        assert {record.digest(nonce) in on_record for record in whole if record.status is Status.ACTIVE} == {
+            True
+        }
+        assert records(again, "limits-1-3.delta") == [record for record in whole if record.sequence > 1]
+
+
+def test_publishing_holds_accounts_for_a_stretch_and_no_longer(
+    ledger: Ledger, dialect: str, icc_key: rsa.RSAPrivateKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if dialect != "postgresql":
+        pytest.skip("one writer at a time there")
+    for _ in range(3):
+        account = ledger.open_account(holder="Li Na", limit_minor=50_000)
+        ledger.issue_token(account.id, icc_key=icc_key)
+    with ledger.database.read() as connection:
+        ids = connection.scalars(sa.select(store.accounts.c.id).order_by(store.accounts.c.id)).all()
+    free_at: list[list[bool]] = []
+
+    def is_free(account_id: str) -> bool:
+        try:
+            with ledger.database.write() as other:
+                other.exec_driver_sql("SET LOCAL lock_timeout = '50ms'")
+                accounts.lock_accounts(other, [account_id])
+        except Unavailable:
+            return False
+        return True
+
+    def stretch(*arguments: Any) -> str | None:
+        last = decide_stretch(*arguments, size=1)
+        free_at.append([is_free(account_id) for account_id in ids])
+        return last
+
+    monkeypatch.setattr(publisher, "decide_stretch", stretch)
+    ledger.publish()
+    held = [[False, True, True], [True, False, True], [True, True, False], [True, True, True]]
+    assert free_at == held
 
 
 def test_a_record_moves_on_only_when_its_content_changes(ledger: Ledger, icc_key: rsa.RSAPrivateKey) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -11,10 +13,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from pos_gateway.errors import InvalidConfiguration, NotFound
 from pos_gateway.lab.virtual_card import VirtualCard
-from pos_gateway.ledger import Ledger
+from pos_gateway.ledger import Ledger, publisher
+from pos_gateway.ledger.ceilings import decide_stretch
 from pos_gateway.ledger.reserve import InvariantBroken
 from pos_gateway.ledger.signer_log import SignerLog
-from pos_gateway.records import Kind, Verdict
+from pos_gateway.records import Kind, Verdict, canonical_json
 from tests.ledger.shop import Clock, Shop
 
 
@@ -140,3 +143,45 @@ def test_no_snapshot_is_released_before_it_is_in_the_signers_log(
         assert SignerLog(again.home / "keys" / "publications").versions() == [1]
         [entry] = (again.home / "keys" / "publications").iterdir()
         assert entry.stat().st_mode & 0o077 == 0
+
+
+def test_a_backup_made_in_the_middle_of_publishing_is_told_the_rest(
+    ledger: Ledger,
+    clock: Clock,
+    tmp_path: Path,
+    icc_key: rsa.RSAPrivateKey,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ids = []
+    for _ in range(3):
+        ids.append(ledger.open_account(holder="Li Na", limit_minor=50_000).id)
+        ledger.issue_token(ids[-1], icc_key=icc_key)
+
+    def stretch(connection: sa.Connection, after: str, *rest: Any) -> str | None:
+        if after == sorted(ids)[0]:
+            back_up(ledger, tmp_path / "backup.db")
+        return decide_stretch(connection, after, *rest, size=1)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(publisher, "decide_stretch", stretch)
+        published = ledger.publish()
+    restore(ledger, tmp_path / "backup.db")
+    with pytest.raises(InvalidConfiguration, match="knows of 0 snapshots, and 1 were published"):
+        Ledger.open(ledger.home, clock=clock)
+    replayed = Ledger.restored(ledger.home, clock=clock)
+    assert (replayed.snapshots, replayed.publications, replayed.unknown_tokens) == (1, 2, 0)
+    with Ledger.open(ledger.home, clock=clock) as again:
+        assert again.latest_snapshot() == published
+        assert [again.account(account_id).reserve_minor for account_id in ids] == [50_000] * 3
+        again.check_books()
+        assert again.publish().version == 2
+
+
+def test_the_log_is_canonical(ledger: Ledger, icc_key: rsa.RSAPrivateKey) -> None:
+    account = ledger.open_account(holder="Li Na", limit_minor=50_000, account_id='"Ü\\ 1')
+    ledger.issue_token(account.id, icc_key=icc_key)
+    ledger.publish()
+    [path] = (ledger.home / "keys" / "publications").glob("*1.publications")
+    lines = path.read_text().splitlines()
+    assert len(lines) == 2
+    assert [canonical_json(json.loads(line)) for line in lines] == lines
