@@ -1,4 +1,4 @@
-"""`gateway serve|enroll|status|synchronise|confirm-time|pos`: the shop's side."""
+"""`gateway serve|enroll|status|synchronise|confirm-time|pos|carry`: the shop's side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from pos_gateway.cli.gateway_carry import app as carry_app
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
 from pos_gateway.cli.terminal import Json, announce, emit
 from pos_gateway.errors import Conflict, Unavailable
@@ -21,6 +22,7 @@ from pos_gateway.gateway.nexo.setup import NexoFiles
 from pos_gateway.gateway.program import serve as serve_gateway
 
 app = typer.Typer(no_args_is_help=True, help="Run the shop's gateway.")
+app.add_typer(carry_app, name="carry")
 
 
 @app.command()

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from pos_gateway.cli.ledger_carry import app as carry_app
 from pos_gateway.cli.ledger_keys import app as keys_app
 from pos_gateway.cli.ledger_reserve import conflict_app, repayment_app, review_app, vault_app
 from pos_gateway.cli.places import LEDGER_HOME, LedgerHome
@@ -40,6 +41,7 @@ app.add_typer(token_app, name="token")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(gateway_app, name="gateway")
 app.add_typer(certificate_app, name="certificate")
+app.add_typer(carry_app, name="carry")
 app.add_typer(keys_app, name="keys")
 app.add_typer(repayment_app, name="repayment")
 app.add_typer(vault_app, name="vault")

@@ -9,6 +9,8 @@
     GET    /v1/status                 lanes, line, queue, snapshot
     POST   /v1/synchronise            present the queue and fetch limits now
     POST   /v1/limits                 {"folder"} → take newer limits from a folder, like a stick
+    POST   /v1/carry/export           {"folder"} → write the signed queue onto a stick
+    POST   /v1/carry/import           {"folder"} → take limits and the ledger's letters from a stick
     POST   /v1/clock                  {"time_unix_ms"} → a manager says that the clock is right
     GET    /v1/events                 server-sent events: `payment` and `status`
     GET    /                          the page
@@ -22,7 +24,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -66,7 +68,9 @@ class Parts:
     synchronise: Callable[[], None]
     fetch_limits: Callable[[Path], dict[str, Any]]
     confirm_clock: Callable[[int], dict[str, Any]]
-    """These two block: they are called in a thread."""
+    carry_out: Callable[[Path], dict[str, Any]]
+    """These three block: they are called in a thread."""
+    carry_in: Callable[[Path], Awaitable[dict[str, Any]]]
     host_names: tuple[str, ...] = LOOPBACK_NAMES
 
 
@@ -87,7 +91,7 @@ class StartPayment(BaseModel):
     plan: ChosenPlan | None = None
 
 
-class LimitsFrom(BaseModel):
+class Folder(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     folder: str = Field(min_length=1, max_length=4096, description="absolute path on this machine")
@@ -190,8 +194,16 @@ def build_app(parts: Parts) -> web.Application:
         return _json({"started": True}, status=202)
 
     async def fetch_limits(request: web.Request) -> web.Response:
-        wanted = await _body(request, LimitsFrom)
+        wanted = await _body(request, Folder)
         return _json(await asyncio.to_thread(parts.fetch_limits, Path(wanted.folder)))
+
+    async def carry_out(request: web.Request) -> web.Response:
+        wanted = await _body(request, Folder)
+        return _json(await asyncio.to_thread(parts.carry_out, Path(wanted.folder)))
+
+    async def carry_in(request: web.Request) -> web.Response:
+        wanted = await _body(request, Folder)
+        return _json(await parts.carry_in(Path(wanted.folder)))
 
     async def confirm_clock(request: web.Request) -> web.Response:
         told = await _body(request, ClockIsRight)
@@ -209,6 +221,8 @@ def build_app(parts: Parts) -> web.Application:
             web.get("/v1/status", status),
             web.post("/v1/synchronise", synchronise),
             web.post("/v1/limits", fetch_limits),
+            web.post("/v1/carry/export", carry_out),
+            web.post("/v1/carry/import", carry_in),
             web.post("/v1/clock", confirm_clock),
             web.get("/v1/events", watch_all),
         ]

@@ -24,9 +24,11 @@ from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.enrolment import CaKey, Enrolment
 from pos_gateway.errors import InvalidConfiguration, ReaderUnavailable, Unavailable
 from pos_gateway.gateway.api import LOOPBACK_NAMES, Parts, build_app
+from pos_gateway.gateway.carry import export_queue, read_letters, take_limits
 from pos_gateway.gateway.certificate import CertificateKeeper, TlsFile, TlsIdentity
 from pos_gateway.gateway.clock import confirm_clock
 from pos_gateway.gateway.config import Home, Settings, load_applications, load_settings
+from pos_gateway.gateway.daemon_thread import in_daemon_thread
 from pos_gateway.gateway.events import Event, Hub
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
@@ -238,6 +240,22 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             limits = feed.current()
             return {"changed": changed, "version": limits.version if limits else None}
 
+        def carry_out(folder: Path) -> dict[str, Any]:
+            return export_queue(journal, enrolment.gateway_id, key, folder).as_json()
+
+        async def carry_in(folder: Path) -> dict[str, Any]:
+            limits = await in_daemon_thread(lambda: take_limits(feed, folder), "limits")
+            letters, read = await asyncio.to_thread(
+                read_letters,
+                folder,
+                authority=enrolment.authority,
+                gateway_id=enrolment.gateway_id,
+                now_unix_ms=now_unix_ms(),
+            )
+            taken = await synchroniser.take_letters(letters, read)
+            status_changed()
+            return taken.as_json() | {"limits": limits}
+
         def confirm(time_unix_ms: int) -> dict[str, Any]:
             limits = feed.current()
             record = confirm_clock(
@@ -260,6 +278,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 synchronise=synchroniser.synchronise_now,
                 fetch_limits=fetch_limits,
                 confirm_clock=confirm,
+                carry_out=carry_out,
+                carry_in=carry_in,
                 host_names=(*LOOPBACK_NAMES, host),
             )
         )

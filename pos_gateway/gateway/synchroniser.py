@@ -27,6 +27,7 @@ from uuid import UUID
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from pos_gateway.carrying import Letter
 from pos_gateway.errors import (
     AuthenticationFailed,
     InvalidInput,
@@ -36,6 +37,7 @@ from pos_gateway.errors import (
     PosGatewayError,
     Unavailable,
 )
+from pos_gateway.gateway.carry import Imported, take_letter, take_letters
 from pos_gateway.gateway.completeness import OpenPayments, complete_until
 from pos_gateway.gateway.daemon_thread import in_daemon_thread
 from pos_gateway.gateway.feed import SnapshotFeed
@@ -214,6 +216,33 @@ class Synchroniser:
             last_error=None,
             last_advice=None,
         )
+
+    async def take_letters(self, letters: Sequence[Letter], before: Imported) -> Imported:
+        """Journal what a stick's verified letters say, beside what is on its way over the line."""
+        passing_over = frozenset(self._on_their_way)
+        named = {told.record_id for letter in letters for told in letter.verdicts} - passing_over
+        limits = self._feed.current()
+        deadline_s = limits.newest.policy.presentment_deadline_s if limits else None
+
+        def take(letter: Letter) -> tuple[int, int]:
+            return take_letter(
+                self._journal,
+                letter,
+                now_unix_ms=self._clock(),
+                deadline_s=deadline_s,
+                passing_over=passing_over,
+                random_bytes=self._random_bytes,
+            )
+
+        # Kept out of batches meanwhile, or the line could bring the same verdict beside this one.
+        self._on_their_way |= named
+        try:
+            async with self._seeing_epoch:
+                taken = await asyncio.to_thread(take_letters, letters, before, take)
+        finally:
+            self._on_their_way -= named
+        self._change(remaining=self._journal.exposure.count)
+        return taken
 
     async def _greet(self) -> None:
         greeting = await self._client.greet()

@@ -125,7 +125,10 @@ async def counter(tmp_path: Path, ledger_home: Path) -> AsyncIterator[Counter]:
         def confirm(time_unix_ms: int) -> dict[str, Any]:
             raise InvalidMessage("before the enrolment", where="time_unix_ms")
 
-        app = build_app(Parts(payments, hub, tell, lambda: None, fetch, confirm))
+        async def carry_in(folder: Path) -> dict[str, Any]:
+            return await asyncio.to_thread(fetch, folder)
+
+        app = build_app(Parts(payments, hub, tell, lambda: None, fetch, confirm, fetch, carry_in))
         async with TestClient(TestServer(app)) as client:
             yield Counter(shop, reader, payments, client)
             hub.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pos_gateway.lab.faults import shim
+from pos_gateway.lab.faults.carry import carry
 from pos_gateway.lab.faults.clock import clock
 from pos_gateway.lab.faults.disk import Disk, apply_all, write_files
 from pos_gateway.lab.faults.disk_errors import fsync_error
@@ -70,6 +71,10 @@ def test_partition(tmp_path: Path, seed: int, ledger_home: Path) -> None:
 
 def test_clock(tmp_path: Path, seed: int, ledger_home: Path) -> None:
     check(clock(tmp_path, seed, jumps=12, ledger=ledger_home))
+
+
+def test_carry(tmp_path: Path, seed: int, ledger_home: Path) -> None:
+    check(carry(tmp_path / "site", seed, journeys=25, ledger=ledger_home))
 
 
 def test_replay(tmp_path: Path, seed: int, ledger_home: Path) -> None:

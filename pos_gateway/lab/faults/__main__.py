@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pos_gateway.lab.faults.carry import LONG_JOURNEYS, SHORT_JOURNEYS, carry
 from pos_gateway.lab.faults.clock import LONG_JUMPS, SHORT_JUMPS, clock
 from pos_gateway.lab.faults.disk_errors import LONG_ERRORS, SHORT_ERRORS, fsync_error
 from pos_gateway.lab.faults.disk_full import LONG_FILLINGS, SHORT_FILLINGS, disk_full
@@ -42,6 +43,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "clock": Scenario(lambda f, s, n: clock(f, s, jumps=n or 0), SHORT_JUMPS, LONG_JUMPS),
     "replay": Scenario(lambda f, s, n: replay(f, s, attacks=n or 0), SHORT_ATTACKS, LONG_ATTACKS),
     "restore": Scenario(lambda f, s, n: restore(f, s, restores=n or 0), SHORT_RESTORES, LONG_RESTORES),
+    "carry": Scenario(lambda f, s, n: carry(f, s, journeys=n or 0), SHORT_JOURNEYS, LONG_JOURNEYS),
 }
 _MOST_TIMES: Final = 100_000
 
