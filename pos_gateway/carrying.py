@@ -70,15 +70,18 @@ def is_gateway_id(text: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class SignedBatch:
-    """One presentment on its way by hand."""
+    """One presentment on its way by hand. `gateway_id`: who presents and signs it; the body says whose
+    records they are, which may be those of a dead gateway of the same shop."""
 
     gateway_id: str
     body: bytes
     signature: bytes
 
     @classmethod
-    def make(cls, gateway_id: str, records: Sequence[Record], gateway_key: Ed25519PrivateKey) -> Self:
-        body = presentment_body(gateway_id, records)
+    def make(
+        cls, gateway_id: str, records: Sequence[Record], gateway_key: Ed25519PrivateKey, *, dead_id: str = ""
+    ) -> Self:
+        body = presentment_body(dead_id or gateway_id, records)
         return cls(gateway_id, body, sign_batch(body, gateway_key))
 
     def to_text(self) -> str:

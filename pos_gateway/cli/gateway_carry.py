@@ -23,6 +23,7 @@ from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.local_client import ask
+from pos_gateway.gateway.old_journal import export_adopted, opened_copy
 from pos_gateway.gateway.program import now_unix_ms
 
 app = typer.Typer(no_args_is_help=True, help="Carry queue, verdicts and limits on a stick.")
@@ -31,11 +32,28 @@ Folder = Annotated[Path, typer.Argument(help="Where the stick is mounted.", exis
 
 
 @app.command("export")
-def carry_out(folder: Folder, home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+def carry_out(
+    folder: Folder,
+    old: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="A dead till's old home directory or journal: its queue instead.", exists=True
+        ),
+    ] = None,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
     """Write all that waits for the ledger onto a stick, signed, with the gateway running or not. The issuer
     takes it with `ledger carry import`. It still waits here until the ledger's word has come; whichever way
     is first, nothing is paid twice."""
     place = Home(home)
+    if old is not None:
+        gateway_id = load_enrolment(place.enrolment).enrolment.gateway_id
+        with opened_copy(old) as journal:
+            count = export_adopted(journal, gateway_id, load_identity(place.identity_key), folder)
+            data = {"records": count, "of": journal.gateway_id, "folder": str(folder)}
+        emit(data, f"{count} records of {data['of']} are on {folder}.", as_json=as_json)
+        return
     if _runs(place):
         data = ask(place, "POST", "/v1/carry/export", {"folder": str(folder.absolute())})
     else:

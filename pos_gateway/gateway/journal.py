@@ -52,6 +52,7 @@ from pos_gateway.records import (
     MAX_PROOF_BYTES,
     Kind,
     Record,
+    Verdict,
     canonical_json,
     record_hash,
     sign_commit,
@@ -672,6 +673,23 @@ class JournalReader:
         while records := self._file.waiting(after, limit):
             yield records
             after = records[-1].sequence
+
+    def open_records(self, limit: int) -> Iterator[list[Record]]:
+        """All that has no word of the ledger, or was unknown to it, in order, at most `limit` at a time."""
+        following, last = 1, self.last_sequence
+        found: list[Record] = []
+        while following <= last:
+            records = self._file.presented(following, last, _PAGE_RECORDS)
+            following = records[-1].sequence + 1 if len(records) == _PAGE_RECORDS else last + 1
+            for record in records:
+                verdict = self.last_verdict(record.id)
+                if verdict is None or verdict == Verdict.UNKNOWN.value:
+                    found.append(record)
+                if len(found) == limit:
+                    yield found
+                    found = []
+        if found:
+            yield found
 
     def pruned_ids(self) -> set[UUID]:
         """Ids of the authorizations that were pruned."""

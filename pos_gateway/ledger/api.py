@@ -14,6 +14,7 @@ Only with a client certificate of the very gateway that the request names, looke
 
     GET  /v1/gateways/{id}           → {"gateway_id", "status", "certificate_until_unix_ms"}
     POST /v1/presentments            a signed batch → {"epoch", "verdicts": [{"id", "verdict", "reason"}, …]}
+    POST /v1/adoptions               the same, of a dead gateway's records, by another of the merchant's
     POST /v1/grants                  a signed inquiry with an ARQC → {"grant", "note", "refused", …}
     POST /v1/notes                   a signed inquiry with a TC or ARQC → {"note", "refused", …}
 
@@ -61,6 +62,7 @@ from pos_gateway.errors import (
 from pos_gateway.inquiry import MAX_INQUIRY_BYTES
 from pos_gateway.ledger.gateways import Gateway
 from pos_gateway.ledger.ledger import Ledger
+from pos_gateway.ledger.settlement import RecordVerdict
 from pos_gateway.records import MAX_BATCH_RECORDS, MAX_BODY_BYTES, MAX_PROOF_BYTES
 
 DEFAULT_HOST: Final = "127.0.0.1"
@@ -142,6 +144,7 @@ def build_app(ledger: Ledger) -> web.Application:
             ),
             web.get("/v1/gateways/{id}", _standing),
             web.post("/v1/presentments", _present),
+            web.post("/v1/adoptions", _adopt),
             web.post("/v1/grants", _grant),
             web.post("/v1/notes", _note),
             web.post("/v1/wallet/challenges", _wallet_challenge),
@@ -350,6 +353,16 @@ async def _standing(request: web.Request) -> web.Response:
 
 
 async def _present(request: web.Request) -> web.Response:
+    return await _take(request, request.app[_LEDGER].present)
+
+
+async def _adopt(request: web.Request) -> web.Response:
+    return await _take(request, request.app[_LEDGER].adopt)
+
+
+async def _take(
+    request: web.Request, take: Callable[[str, bytes, bytes], list[RecordVerdict]]
+) -> web.Response:
     gateway_id, signature = _signed_by(request)
     ledger = request.app[_LEDGER]
     await _client(request, gateway_id)
@@ -357,13 +370,13 @@ async def _present(request: web.Request) -> web.Response:
     async with request.app[_BATCHES]:
         body = await _body(request)
         # Not to be cut off half-way by a client that hangs up: what is under way is finished.
-        verdicts = await asyncio.shield(asyncio.to_thread(ledger.present, gateway_id, body, signature))
+        verdicts = await asyncio.shield(asyncio.to_thread(take, gateway_id, body, signature))
     if any(verdict.proves_clone for verdict in verdicts):
         request.app[_URGENT].set()
     counts: dict[str, int] = {}
     for verdict in verdicts:
         counts[verdict.verdict.value] = counts.get(verdict.verdict.value, 0) + 1
-    _log.info("presented", gateway_id=gateway_id, records=len(verdicts), **counts)
+    _log.info("presented", path=request.path, gateway_id=gateway_id, records=len(verdicts), **counts)
     epoch = str(await asyncio.to_thread(lambda: ledger.epoch))
     return web.json_response({"epoch": epoch, "verdicts": [verdict.to_wire() for verdict in verdicts]})
 

@@ -30,7 +30,7 @@ from pos_gateway.distribution import METADATA, TARGETS, TIMESTAMP
 from pos_gateway.errors import InvalidConfiguration, InvalidMessage, NotFound, PosGatewayError, Unavailable
 from pos_gateway.ledger import store
 from pos_gateway.ledger.ledger import Ledger
-from pos_gateway.records import Verdict
+from pos_gateway.records import Verdict, parse_object
 from pos_gateway.stick import put_file, read_set, sync_folder, trouble, write_set
 
 SINCE_DAYS: Final = 60
@@ -89,7 +89,9 @@ def _take_queue(ledger: Ledger, folder: Path, gateway_id: str) -> Taken:
             try:
                 batch = SignedBatch.parse(data, where=name)
                 # Whose it is says the batch: a folder's name says nothing.
-                verdicts = ledger.present(batch.gateway_id, batch.body, batch.signature)
+                of = parse_object(batch.body, where=name).get("gateway_id")
+                take = ledger.present if of == batch.gateway_id else ledger.adopt
+                verdicts = take(batch.gateway_id, batch.body, batch.signature)
             except Unavailable:
                 raise
             except PosGatewayError as error:

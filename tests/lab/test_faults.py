@@ -23,6 +23,7 @@ from pos_gateway.lab.faults.journal_writer import JOURNAL, TOLD, draft, open_jou
 from pos_gateway.lab.faults.kill import kill
 from pos_gateway.lab.faults.partition import partition
 from pos_gateway.lab.faults.power import power, record_run
+from pos_gateway.lab.faults.replace import replace
 from pos_gateway.lab.faults.replay import replay
 from pos_gateway.lab.faults.restore import restore
 from pos_gateway.lab.faults.shim import Call, Operation
@@ -75,6 +76,10 @@ def test_clock(tmp_path: Path, seed: int, ledger_home: Path) -> None:
 
 def test_carry(tmp_path: Path, seed: int, ledger_home: Path) -> None:
     check(carry(tmp_path / "site", seed, journeys=25, ledger=ledger_home))
+
+
+def test_replace(tmp_path: Path, seed: int, ledger_home: Path) -> None:
+    check(replace(tmp_path / "site", seed, deaths=5, ledger=ledger_home))
 
 
 def test_replay(tmp_path: Path, seed: int, ledger_home: Path) -> None:

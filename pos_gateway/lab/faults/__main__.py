@@ -21,6 +21,7 @@ from pos_gateway.lab.faults.finding import Finding
 from pos_gateway.lab.faults.kill import LONG_KILLS, SHORT_KILLS, kill
 from pos_gateway.lab.faults.partition import LONG_ROUNDS, SHORT_ROUNDS, partition
 from pos_gateway.lab.faults.power import SHORT_POINTS, power
+from pos_gateway.lab.faults.replace import LONG_DEATHS, SHORT_DEATHS, replace
 from pos_gateway.lab.faults.replay import LONG_ATTACKS, SHORT_ATTACKS, replay
 from pos_gateway.lab.faults.restore import LONG_RESTORES, SHORT_RESTORES, restore
 
@@ -44,6 +45,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "replay": Scenario(lambda f, s, n: replay(f, s, attacks=n or 0), SHORT_ATTACKS, LONG_ATTACKS),
     "restore": Scenario(lambda f, s, n: restore(f, s, restores=n or 0), SHORT_RESTORES, LONG_RESTORES),
     "carry": Scenario(lambda f, s, n: carry(f, s, journeys=n or 0), SHORT_JOURNEYS, LONG_JOURNEYS),
+    "replace": Scenario(lambda f, s, n: replace(f, s, deaths=n or 0), SHORT_DEATHS, LONG_DEATHS),
 }
 _MOST_TIMES: Final = 100_000
 

@@ -207,8 +207,10 @@ def _on_the_way(world: _World, stick: Path) -> Path:
     return mishap(world, stick)
 
 
-def _files(stick: Path) -> list[Path]:
-    return sorted(path for path in stick.rglob("*") if path.is_file())
+def _files(world: _World, stick: Path) -> list[Path]:
+    """Of one of the stick's parts, so that the many files of the limits do not take all the blows."""
+    part = stick / ROOT / world.chance.choice([TO_LEDGER, TO_GATEWAY, LIMITS])
+    return sorted(path for path in part.rglob("*") if path.is_file())
 
 
 def _lose(_world: _World, stick: Path) -> Path:
@@ -222,7 +224,7 @@ def _swap(world: _World, _stick: Path) -> Path:
 
 
 def _truncate(world: _World, stick: Path) -> Path:
-    if files := _files(stick):
+    if files := _files(world, stick):
         path = world.chance.choice(files)
         data = path.read_bytes()
         path.write_bytes(data[: world.chance.randrange(len(data) + 1)])
@@ -230,13 +232,13 @@ def _truncate(world: _World, stick: Path) -> Path:
 
 
 def _forget_a_file(world: _World, stick: Path) -> Path:
-    if files := _files(stick):
+    if files := _files(world, stick):
         world.chance.choice(files).unlink()
     return stick
 
 
 def _flip(world: _World, stick: Path) -> Path:
-    if files := [path for path in _files(stick) if path.stat().st_size]:
+    if files := [path for path in _files(world, stick) if path.stat().st_size]:
         path = world.chance.choice(files)
         data = bytearray(path.read_bytes())
         data[world.chance.randrange(len(data))] ^= 1 << world.chance.randrange(8)
