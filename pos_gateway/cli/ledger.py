@@ -161,6 +161,13 @@ def serve(
             "each core if not said, none on a single core.",
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Serve /metrics for Prometheus there, plain HTTP; off if not said."
+        ),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Where to serve them.")] = "127.0.0.1",
     home: LedgerHome = LEDGER_HOME,
     as_json: Json = False,
 ) -> None:
@@ -168,13 +175,14 @@ def serve(
     if verifiers is None:
         cores = len(os.sched_getaffinity(0))
         verifiers = cores if cores > 1 else 0
+    metrics_at = (metrics_host, metrics_port) if metrics_port is not None else None
     with Ledger.open(home, verifiers=verifiers) as ledger:
 
         def on_ready(bound_port: int) -> None:
             address = f"https://{host}:{bound_port}"
             announce({"address": address}, f"Ledger at {address}. Ctrl-C ends it.", as_json=as_json)
 
-        asyncio.run(serve_ledger(ledger, host, port, on_ready=on_ready))
+        asyncio.run(serve_ledger(ledger, host, port, on_ready=on_ready, metrics_at=metrics_at))
 
 
 @app.command()

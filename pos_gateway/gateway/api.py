@@ -12,6 +12,9 @@
     POST   /v1/carry/export           {"folder"} → write the signed queue onto a stick
     POST   /v1/carry/import           {"folder"} → take limits and the ledger's letters from a stick
     POST   /v1/clock                  {"time_unix_ms"} → a manager says that the clock is right
+    GET    /v1/health                 {"status", "ready", "problems"}; always 200 while it runs
+    GET    /v1/ready                  200 while a payment could be begun and approved, else 503
+    GET    /metrics                   for Prometheus
     GET    /v1/events                 server-sent events: `payment` and `status`
     GET    /                          the page
 
@@ -47,6 +50,7 @@ from pos_gateway.errors import (
 from pos_gateway.gateway.dashboard.pages import add_pages
 from pos_gateway.gateway.events import Event, Hub, Subscription
 from pos_gateway.gateway.lane import PaymentView
+from pos_gateway.gateway.metrics import CONTENT_TYPE, problems
 from pos_gateway.gateway.payments import Payments, PlanChoice
 from pos_gateway.money import Money
 from pos_gateway.records import Record
@@ -71,6 +75,8 @@ class Parts:
     carry_out: Callable[[Path], dict[str, Any]]
     """These three block: they are called in a thread."""
     carry_in: Callable[[Path], Awaitable[dict[str, Any]]]
+    metrics: Callable[[], bytes] = lambda: b""
+    """Blocks, too."""
     host_names: tuple[str, ...] = LOOPBACK_NAMES
 
 
@@ -209,8 +215,22 @@ def build_app(parts: Parts) -> web.Application:
         told = await _body(request, ClockIsRight)
         return _json(await asyncio.to_thread(parts.confirm_clock, told.time_unix_ms))
 
+    async def health(_request: web.Request) -> web.Response:
+        return _json(_health(await asyncio.to_thread(parts.status)))
+
+    async def ready(_request: web.Request) -> web.Response:
+        told = _health(await asyncio.to_thread(parts.status))
+        return _json(told, status=200 if told["ready"] else 503)
+
+    async def metrics(_request: web.Request) -> web.Response:
+        body = await asyncio.to_thread(parts.metrics)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
     app.add_routes(
         [
+            web.get("/metrics", metrics),
+            web.get("/v1/health", health),
+            web.get("/v1/ready", ready),
             web.post("/v1/payments", start),
             web.get("/v1/offers", offers),
             web.get("/v1/payments/{id}", show),
@@ -229,6 +249,16 @@ def build_app(parts: Parts) -> web.Application:
     )
     add_pages(app)
     return app
+
+
+def _health(status: dict[str, Any]) -> dict[str, Any]:
+    found = problems(status)
+    return {
+        "status": "impaired" if found else "ok",
+        "ready": not found,
+        "problems": found,
+        "time_unix_ms": status["now_unix_ms"],
+    }
 
 
 async def _stream(

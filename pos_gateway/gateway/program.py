@@ -39,6 +39,7 @@ from pos_gateway.gateway.journal_view import Refusals
 from pos_gateway.gateway.lane import Lane, PaymentView
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.line import connect_probe
+from pos_gateway.gateway.metrics import GatewayMetrics
 from pos_gateway.gateway.nexo.interface import PosInterface, open_pos_interface
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.pruner import Pruner
@@ -46,7 +47,7 @@ from pos_gateway.gateway.readers.models import load_models
 from pos_gateway.gateway.readers.source import Readers, ReaderSource
 from pos_gateway.gateway.status import refused, status
 from pos_gateway.gateway.synchroniser import Line, Synchroniser, SynchroniserState
-from pos_gateway.gateway.till import Clock, Station, Till
+from pos_gateway.gateway.till import Clock, Outcome, Station, Till
 from pos_gateway.money import currency
 
 _log = structlog.get_logger(__name__)
@@ -170,7 +171,10 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         def status_changed() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        issuer = LedgerLine(client, key, loop, lambda: synchroniser.state.line is not Line.DOWN)
+        metrics = GatewayMetrics()
+        issuer = LedgerLine(
+            client, key, loop, lambda: synchroniser.state.line is not Line.DOWN, observe=metrics.asked
+        )
         till = make_till(enrolment, settings, journal, feed, issuer=issuer)
         refusals = Refusals(journal.view.refused)
 
@@ -192,6 +196,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             clock_tolerance_s=settings.clock.tolerance_s,
             probe=connect_probe(enrolled.ledger_url),
             listener=synchronised,
+            observe=metrics.presented,
         )
         certificates = CertificateKeeper(
             client,
@@ -230,8 +235,9 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 certificate=certificates.state(),
             )
 
+        metrics.watch(tell_status)
         source = readers or Readers(load_models(home.readers), paths=settings.reader.frontends).source
-        lanes = _LaneKeeper(payments, till, settings, source, status_changed)
+        lanes = _LaneKeeper(payments, till, settings, source, status_changed, metrics.tapped)
         stack.callback(lanes.close)
         lanes.start()
 
@@ -280,6 +286,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 confirm_clock=confirm,
                 carry_out=carry_out,
                 carry_in=carry_in,
+                metrics=metrics.expose,
                 host_names=(*LOOPBACK_NAMES, host),
             )
         )
@@ -394,12 +401,14 @@ class _LaneKeeper:
         settings: Settings,
         readers: ReaderSource,
         changed: Callable[[], None],
+        observe: Callable[[Outcome, float], None],
     ) -> None:
         self._readers = readers
         self._payments = payments
         self._till = till
         self._settings = settings
         self._changed = changed
+        self._observe = observe
         self._pattern = re.compile(settings.reader.name_pattern)
         self._stop = threading.Event()
         self._known: set[str] = set()
@@ -439,6 +448,7 @@ class _LaneKeeper:
                 self._till,
                 card_timeout_s=self._settings.card.present_timeout_s,
                 show=self._payments.changed,
+                observe=self._observe,
             )
             self._payments.add_lane(lane)
             lane.start()

@@ -92,6 +92,7 @@ class Synchroniser:
 
     `probe` says whether a bare connection to the ledger stands; without it a failed line is tried again
     by the backoff alone. `monotonic` measures spans: the backoff, rates, how old the ledger's time is.
+    `observe` is told each batch's verdicts, and in how many seconds they came.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Synchroniser:
         probe: Probe | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         listener: Callable[[SynchroniserState], None] = lambda state: None,
+        observe: Callable[[Sequence[Verdict], float], None] = lambda verdicts, took_s: None,
     ) -> None:
         self._journal = journal
         self._client = client
@@ -129,6 +131,7 @@ class Synchroniser:
         self._probe = probe
         self._monotonic = monotonic
         self._listener = listener
+        self._observe = observe
         self._state = SynchroniserState()
         self._wanted = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -325,7 +328,7 @@ class Synchroniser:
         return batch.records, complete
 
     async def _present(self, records: Sequence[Record], complete: Complete | None) -> None:
-        epoch = self._journal.view.epoch
+        epoch, began_s = self._journal.view.epoch, self._monotonic()
         try:
             answers = await self._client.present(self._gateway_id, records, self._signer, complete)
             if not await self._see_epoch(answers.epoch, epoch):
@@ -333,6 +336,7 @@ class Synchroniser:
             if records:
                 drafts = self._acknowledgements(records, answers)
                 await asyncio.to_thread(self._journal.append_all, drafts)
+                self._observe([answer.verdict for answer in answers], self._monotonic() - began_s)
         finally:
             self._on_their_way -= {record.id for record in records}
         self._came_through(len(records))

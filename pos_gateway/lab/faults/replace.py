@@ -82,7 +82,7 @@ def replace(folder: Path, seed: int, *, deaths: int, ledger: Path | None = None)
         scenario="replace",
         seed=seed,
         tried=f"{deaths} tills died with payments in them; old disks, with their write-ahead log, and "
-        "backups were presented by the successor, on a stick, by the issuer, some by all of them; a stranger tried",
+        "backups were presented by the successor, on a stick, by the issuer, or by all; a stranger tried",
         times=deaths,
         acknowledged=len(approved),
         lost=truth.lost,
