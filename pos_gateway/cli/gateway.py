@@ -1,4 +1,4 @@
-"""`gateway serve|enroll|status|synchronise|confirm-time|pos|adopt|carry`: the shop's side."""
+"""`gateway serve|enroll|status|synchronise|confirm-time|pos|adopt|carry|upgrade|revert`: the shop's side."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from pos_gateway.gateway.nexo.setup import NexoFiles
 from pos_gateway.gateway.old_journal import adopt as adopt_journal
 from pos_gateway.gateway.old_journal import opened_copy
 from pos_gateway.gateway.program import serve as serve_gateway
+from pos_gateway.gateway.upgrade import prepare
+from pos_gateway.gateway.upgrade import revert as revert_journal
 from pos_gateway.records import Verdict
 
 app = typer.Typer(no_args_is_help=True, help="Run the shop's gateway.")
@@ -108,6 +110,46 @@ def adopt(
     emit({"of": of, "verdicts": dict(sorted(counts.items()))}, f"{of}: {told}.", as_json=as_json)
     if any(not Verdict(verdict).paid for verdict in counts):
         raise typer.Exit(EXIT_NO)
+
+
+@app.command()
+def upgrade(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """Before a newer program serves: back the journal up, verify the copy, bring the journal to this
+    program's form. Stop the gateway first. Doing it again is harmless."""
+    done = prepare(Home(home))
+    data = {
+        "backup": str(done.backup) if done.backup else None,
+        "records": done.records,
+        "last_sequence": done.last_sequence,
+        "form_before": list(done.before),
+        "form": list(done.after),
+    }
+    text = (
+        f"{done.records} records, verified; the backup is {done.backup}."
+        if done.backup
+        else "No journal yet."
+    )
+    emit(data, text, as_json=as_json)
+
+
+@app.command()
+def revert(
+    if_newer: Annotated[
+        bool, typer.Option("--if-newer", help="Only if a newer program has changed its form.")
+    ] = False,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """Back to this older program: its form of the journal is made again from the backup, with every record
+    written since. Stop the gateway first."""
+    done = revert_journal(Home(home), only_if_newer=if_newer)
+    data = {
+        "backup": str(done.backup) if done.backup else None,
+        "brought": done.brought,
+        "last_sequence": done.last_sequence,
+    }
+    text = f"Reverted, with {done.brought} records written since." if done.backup else "Nothing to revert."
+    emit(data, text, as_json=as_json)
 
 
 @app.command("confirm-time")

@@ -171,10 +171,10 @@ class Journal:
 
         Raises:
             Unavailable: another gateway has it open, or the disk refuses.
-            Conflict: it belongs to another gateway.
+            Conflict: it belongs to another gateway, or is of a newer program's form.
             AuthenticationFailed: a sequence is missing, or the newest record is not ours.
         """
-        lock_file = _lock(path.with_name(path.name + ".lock"))
+        lock_file = lock_journal(path)
         file: JournalFile | None = None
         try:
             public_key = gateway_key.public_key().public_bytes_raw()
@@ -833,8 +833,13 @@ def _prune_some(file: JournalFile) -> bool:
     return True
 
 
-def _lock(path: Path) -> int:
-    """Keep a second gateway away for as long as the returned descriptor is open."""
+def lock_journal(journal: Path) -> int:
+    """Keep a second gateway away for as long as the returned descriptor is open.
+
+    Raises:
+        Unavailable: another one has it.
+    """
+    path = journal.with_name(journal.name + ".lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -27,6 +27,7 @@ from pos_gateway.lab.faults.replace import replace
 from pos_gateway.lab.faults.replay import replay
 from pos_gateway.lab.faults.restore import restore
 from pos_gateway.lab.faults.shim import Call, Operation
+from pos_gateway.lab.faults.upgrade import upgrade
 
 
 @pytest.fixture
@@ -80,6 +81,10 @@ def test_carry(tmp_path: Path, seed: int, ledger_home: Path) -> None:
 
 def test_replace(tmp_path: Path, seed: int, ledger_home: Path) -> None:
     check(replace(tmp_path / "site", seed, deaths=5, ledger=ledger_home))
+
+
+def test_upgrade(tmp_path: Path, seed: int, ledger_home: Path) -> None:
+    check(upgrade(tmp_path / "site", seed, upgrades=2, ledger=ledger_home))
 
 
 def test_replay(tmp_path: Path, seed: int, ledger_home: Path) -> None:

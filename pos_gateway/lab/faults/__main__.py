@@ -24,6 +24,7 @@ from pos_gateway.lab.faults.power import SHORT_POINTS, power
 from pos_gateway.lab.faults.replace import LONG_DEATHS, SHORT_DEATHS, replace
 from pos_gateway.lab.faults.replay import LONG_ATTACKS, SHORT_ATTACKS, replay
 from pos_gateway.lab.faults.restore import LONG_RESTORES, SHORT_RESTORES, restore
+from pos_gateway.lab.faults.upgrade import LONG_UPGRADES, SHORT_UPGRADES, upgrade
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "restore": Scenario(lambda f, s, n: restore(f, s, restores=n or 0), SHORT_RESTORES, LONG_RESTORES),
     "carry": Scenario(lambda f, s, n: carry(f, s, journeys=n or 0), SHORT_JOURNEYS, LONG_JOURNEYS),
     "replace": Scenario(lambda f, s, n: replace(f, s, deaths=n or 0), SHORT_DEATHS, LONG_DEATHS),
+    "upgrade": Scenario(lambda f, s, n: upgrade(f, s, upgrades=n or 0), SHORT_UPGRADES, LONG_UPGRADES),
 }
 _MOST_TIMES: Final = 100_000
 
