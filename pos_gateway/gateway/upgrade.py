@@ -8,8 +8,8 @@ hash and signature, and both directions verify the whole chain before anything t
     HOME/upgrades/NUMBER-VERSION/    journal.sqlite3, and copies of the home's small files
 
 The power may go at any moment: a backup has its name only when it is whole; a form is taken step by step,
-each a transaction; a reverted journal takes the place of the other in one rename. A program that finds a newer
-form than its own does not touch it, and says so.
+each a transaction; a reverted journal takes the place of the other in one rename. A program that finds a
+newer form than its own does not touch it, and says so.
 """
 
 from __future__ import annotations

@@ -7,12 +7,12 @@ python -m pos_gateway.lab.faults.tomorrow --pay FOLDER N    its till takes N pay
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 from pathlib import Path
 
 from sqlite_utils import Database
 
-from pos_gateway.cli.main import main
 from pos_gateway.gateway import journal_file
 from pos_gateway.gateway.till import Approved
 from pos_gateway.lab.faults.site import AMOUNT_MINOR
@@ -54,7 +54,7 @@ def _run(words: list[str]) -> None:
         with Shop(Path(words[1]), policy=Policy(card_tc_rate_limit=1_000_000)) as shop:
             print("\n".join(pay(shop, int(words[2]))))
     else:
-        main()
+        runpy.run_module("pos_gateway.cli", run_name="__main__")
 
 
 if __name__ == "__main__":
