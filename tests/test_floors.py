@@ -28,6 +28,8 @@ FLOORS = {
     "pos_gateway.signers": 3,
     "pos_gateway.distribution": 3,
     "pos_gateway.snapshot_file": 3,
+    "pos_gateway.carrying": 3,
+    "pos_gateway.stick": 3,
     "pos_gateway.gateway": 4,
     "pos_gateway.ledger": 4,
     "pos_gateway.lab": 5,
@@ -41,6 +43,9 @@ SIBLINGS_ALLOWED = {
     ("pos_gateway.inquiry", "pos_gateway.records"),
     ("pos_gateway.conflict", "pos_gateway.records"),
     ("pos_gateway.limits", "pos_gateway.instalments"),
+    ("pos_gateway.carrying", "pos_gateway.records"),
+    ("pos_gateway.stick", "pos_gateway.records"),
+    ("pos_gateway.stick", "pos_gateway.carrying"),
 }
 MODULES = sorted(PACKAGE.rglob("*.py"))
 

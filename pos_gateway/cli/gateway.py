@@ -1,26 +1,37 @@
-"""`gateway serve|enroll|status|synchronise|confirm-time|pos`: the shop's side."""
+"""`gateway serve|enroll|status|synchronise|confirm-time|pos|adopt|carry|upgrade|revert`: the shop's side."""
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from pos_gateway.cli.gateway_carry import app as carry_app
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
-from pos_gateway.cli.terminal import Json, announce, emit
+from pos_gateway.cli.terminal import EXIT_NO, Json, announce, emit
 from pos_gateway.errors import Conflict, Unavailable
+from pos_gateway.gateway.certificate import connect
 from pos_gateway.gateway.config import Home, load_settings
 from pos_gateway.gateway.enrolling import enroll as enroll_gateway
-from pos_gateway.gateway.identity import load_enrolment
+from pos_gateway.gateway.identity import load_enrolment, load_identity
+from pos_gateway.gateway.journal import JournalReader
 from pos_gateway.gateway.local_client import ask
 from pos_gateway.gateway.nexo.lanes import PoiNames
 from pos_gateway.gateway.nexo.setup import NexoFiles
+from pos_gateway.gateway.old_journal import adopt as adopt_journal
+from pos_gateway.gateway.old_journal import opened_copy
 from pos_gateway.gateway.program import serve as serve_gateway
+from pos_gateway.gateway.upgrade import prepare
+from pos_gateway.gateway.upgrade import revert as revert_journal
+from pos_gateway.records import Verdict
 
 app = typer.Typer(no_args_is_help=True, help="Run the shop's gateway.")
+app.add_typer(carry_app, name="carry")
 
 
 @app.command()
@@ -72,6 +83,73 @@ def status(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
 def synchronise(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
     """Present the queue and fetch limits now."""
     emit(ask(Home(home), "POST", "/v1/synchronise", {}), "Synchronising.", as_json=as_json)
+
+
+@app.command()
+def adopt(
+    old: Annotated[
+        Path,
+        typer.Argument(help="The dead till's old home directory, or a backup of its journal.", exists=True),
+    ],
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """Present what a dead till of this shop still had in its journal. Its keys are not needed, and nothing
+    on its disk is changed. Doing it again is harmless. Exit code 1 while something of it is not paid."""
+    place = Home(home)
+    gateway_id = load_enrolment(place.enrolment).enrolment.gateway_id
+    key = load_identity(place.identity_key)
+
+    async def run(journal: JournalReader) -> Counter[str]:
+        async with connect(place) as client:
+            return await adopt_journal(journal, client, gateway_id, key)
+
+    with opened_copy(old) as journal:
+        counts, of = asyncio.run(run(journal)), journal.gateway_id
+    told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "nothing was left"
+    emit({"of": of, "verdicts": dict(sorted(counts.items()))}, f"{of}: {told}.", as_json=as_json)
+    if any(not Verdict(verdict).paid for verdict in counts):
+        raise typer.Exit(EXIT_NO)
+
+
+@app.command()
+def upgrade(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """Before a newer program serves: back the journal up, verify the copy, bring the journal to this
+    program's form. Stop the gateway first. Doing it again is harmless."""
+    done = prepare(Home(home))
+    data = {
+        "backup": str(done.backup) if done.backup else None,
+        "records": done.records,
+        "last_sequence": done.last_sequence,
+        "form_before": list(done.before),
+        "form": list(done.after),
+    }
+    text = (
+        f"{done.records} records, verified; the backup is {done.backup}."
+        if done.backup
+        else "No journal yet."
+    )
+    emit(data, text, as_json=as_json)
+
+
+@app.command()
+def revert(
+    if_newer: Annotated[
+        bool, typer.Option("--if-newer", help="Only if a newer program has changed its form.")
+    ] = False,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """Back to this older program: its form of the journal is made again from the backup, with every record
+    written since. Stop the gateway first."""
+    done = revert_journal(Home(home), only_if_newer=if_newer)
+    data = {
+        "backup": str(done.backup) if done.backup else None,
+        "brought": done.brought,
+        "last_sequence": done.last_sequence,
+    }
+    text = f"Reverted, with {done.brought} records written since." if done.backup else "Nothing to revert."
+    emit(data, text, as_json=as_json)
 
 
 @app.command("confirm-time")

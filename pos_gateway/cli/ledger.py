@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import getpass
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -14,12 +14,15 @@ from typing import Annotated, Any, Final
 
 import typer
 
+from pos_gateway.carrying import SignedBatch
+from pos_gateway.cli.ledger_carry import app as carry_app
 from pos_gateway.cli.ledger_keys import app as keys_app
 from pos_gateway.cli.ledger_reserve import conflict_app, repayment_app, review_app, vault_app
 from pos_gateway.cli.places import LEDGER_HOME, LedgerHome
 from pos_gateway.cli.terminal import Json, announce, emit, emit_rows
 from pos_gateway.enrolment import Merchant
-from pos_gateway.errors import Conflict, InvalidInput, InvalidMessage, Unavailable
+from pos_gateway.errors import Conflict, InvalidInput, Unavailable
+from pos_gateway.gateway.old_journal import opened_copy
 from pos_gateway.ledger.accounts import Account, Token, TokenStatus
 from pos_gateway.ledger.api import MAX_BATCH_BYTES
 from pos_gateway.ledger.api import serve as serve_ledger
@@ -27,7 +30,7 @@ from pos_gateway.ledger.gateways import Action, Gateway
 from pos_gateway.ledger.ledger import Ledger
 from pos_gateway.ledger.publisher import PublishedSnapshot
 from pos_gateway.money import Currency, Money, currency
-from pos_gateway.records import parse_object
+from pos_gateway.records import MAX_BATCH_RECORDS
 
 app = typer.Typer(no_args_is_help=True, help="Run the issuer's central ledger.")
 account_app = typer.Typer(no_args_is_help=True, help="Accounts and their limits.")
@@ -40,6 +43,7 @@ app.add_typer(token_app, name="token")
 app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(gateway_app, name="gateway")
 app.add_typer(certificate_app, name="certificate")
+app.add_typer(carry_app, name="carry")
 app.add_typer(keys_app, name="keys")
 app.add_typer(repayment_app, name="repayment")
 app.add_typer(vault_app, name="vault")
@@ -50,6 +54,7 @@ Reason = Annotated[str, typer.Option(help="Kept with the decision, at most 200 c
 By = Annotated[str, typer.Option(help="Who decides; the user of this computer if not said.")]
 
 DEFAULT_PORT: Final = 8160
+_SQLITE: Final = b"SQLite format 3\0"
 
 
 @app.command()
@@ -108,22 +113,30 @@ def restored(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
 
 @app.command()
 def receive(file: Path, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
-    """Take a shop's signed queue from a file (`pos-gateway journal carry`), as if it had been presented
-    over the line. Taking it twice is harmless."""
-    counts: dict[str, int] = {}
-    with Ledger.open(home) as ledger, _lines(file) as lines:
-        for number, line in enumerate(lines, start=1):
-            where = f"{file} line {number}"
-            batch = parse_object(line, where=where)
-            try:
-                signature = base64.b64decode(batch["signature"], validate=True)
-                gateway_id, body = str(batch["gateway_id"]), str(batch["body"]).encode()
-            except (KeyError, TypeError, ValueError):
-                raise InvalidMessage("no signed batch", where=where) from None
-            for verdict in ledger.present(gateway_id, body, signature):
-                counts[verdict.verdict.value] = counts.get(verdict.verdict.value, 0) + 1
+    """Take a shop's signed queue from a file (`pos-gateway journal carry`), or a dead till's journal (its
+    disk, or a `journal backup`), as if presented over the line. Taking it twice is harmless."""
+    counts: Counter[str] = Counter()
+    with Ledger.open(home) as ledger:
+        if _is_journal(file):
+            with opened_copy(file) as journal:
+                for records in journal.open_records(MAX_BATCH_RECORDS):
+                    verdicts = ledger.present_records(journal.gateway_id, records)
+                    counts.update(verdict.verdict.value for verdict in verdicts)
+        else:
+            with _lines(file) as lines:
+                for number, line in enumerate(lines, start=1):
+                    batch = SignedBatch.parse(line, where=f"{file} line {number}")
+                    verdicts = ledger.present(batch.gateway_id, batch.body, batch.signature)
+                    counts.update(verdict.verdict.value for verdict in verdicts)
     told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(counts.items())) or "nothing in it"
-    emit({"file": str(file), "verdicts": counts}, f"{file}: {told}.", as_json=as_json)
+    emit({"file": str(file), "verdicts": dict(sorted(counts.items()))}, f"{file}: {told}.", as_json=as_json)
+
+
+def _is_journal(file: Path) -> bool:
+    if file.is_dir():
+        return True
+    with _lines(file) as lines:
+        return next(lines, b"").startswith(_SQLITE)
 
 
 @contextmanager
@@ -148,6 +161,13 @@ def serve(
             "each core if not said, none on a single core.",
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=65535, help="Serve /metrics for Prometheus there, plain HTTP; off if not said."
+        ),
+    ] = None,
+    metrics_host: Annotated[str, typer.Option(help="Where to serve them.")] = "127.0.0.1",
     home: LedgerHome = LEDGER_HOME,
     as_json: Json = False,
 ) -> None:
@@ -155,13 +175,14 @@ def serve(
     if verifiers is None:
         cores = len(os.sched_getaffinity(0))
         verifiers = cores if cores > 1 else 0
+    metrics_at = (metrics_host, metrics_port) if metrics_port is not None else None
     with Ledger.open(home, verifiers=verifiers) as ledger:
 
         def on_ready(bound_port: int) -> None:
             address = f"https://{host}:{bound_port}"
             announce({"address": address}, f"Ledger at {address}. Ctrl-C ends it.", as_json=as_json)
 
-        asyncio.run(serve_ledger(ledger, host, port, on_ready=on_ready))
+        asyncio.run(serve_ledger(ledger, host, port, on_ready=on_ready, metrics_at=metrics_at))
 
 
 @app.command()

@@ -9,7 +9,12 @@
     GET    /v1/status                 lanes, line, queue, snapshot
     POST   /v1/synchronise            present the queue and fetch limits now
     POST   /v1/limits                 {"folder"} → take newer limits from a folder, like a stick
+    POST   /v1/carry/export           {"folder"} → write the signed queue onto a stick
+    POST   /v1/carry/import           {"folder"} → take limits and the ledger's letters from a stick
     POST   /v1/clock                  {"time_unix_ms"} → a manager says that the clock is right
+    GET    /v1/health                 {"status", "ready", "problems"}; always 200 while it runs
+    GET    /v1/ready                  200 while a payment could be begun and approved, else 503
+    GET    /metrics                   for Prometheus
     GET    /v1/events                 server-sent events: `payment` and `status`
     GET    /                          the page
 
@@ -22,7 +27,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -45,6 +50,7 @@ from pos_gateway.errors import (
 from pos_gateway.gateway.dashboard.pages import add_pages
 from pos_gateway.gateway.events import Event, Hub, Subscription
 from pos_gateway.gateway.lane import PaymentView
+from pos_gateway.gateway.metrics import CONTENT_TYPE, problems
 from pos_gateway.gateway.payments import Payments, PlanChoice
 from pos_gateway.money import Money
 from pos_gateway.records import Record
@@ -66,7 +72,11 @@ class Parts:
     synchronise: Callable[[], None]
     fetch_limits: Callable[[Path], dict[str, Any]]
     confirm_clock: Callable[[int], dict[str, Any]]
-    """These two block: they are called in a thread."""
+    carry_out: Callable[[Path], dict[str, Any]]
+    """These three block: they are called in a thread."""
+    carry_in: Callable[[Path], Awaitable[dict[str, Any]]]
+    metrics: Callable[[], bytes] = lambda: b""
+    """Blocks, too."""
     host_names: tuple[str, ...] = LOOPBACK_NAMES
 
 
@@ -87,7 +97,7 @@ class StartPayment(BaseModel):
     plan: ChosenPlan | None = None
 
 
-class LimitsFrom(BaseModel):
+class Folder(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     folder: str = Field(min_length=1, max_length=4096, description="absolute path on this machine")
@@ -190,15 +200,37 @@ def build_app(parts: Parts) -> web.Application:
         return _json({"started": True}, status=202)
 
     async def fetch_limits(request: web.Request) -> web.Response:
-        wanted = await _body(request, LimitsFrom)
+        wanted = await _body(request, Folder)
         return _json(await asyncio.to_thread(parts.fetch_limits, Path(wanted.folder)))
+
+    async def carry_out(request: web.Request) -> web.Response:
+        wanted = await _body(request, Folder)
+        return _json(await asyncio.to_thread(parts.carry_out, Path(wanted.folder)))
+
+    async def carry_in(request: web.Request) -> web.Response:
+        wanted = await _body(request, Folder)
+        return _json(await parts.carry_in(Path(wanted.folder)))
 
     async def confirm_clock(request: web.Request) -> web.Response:
         told = await _body(request, ClockIsRight)
         return _json(await asyncio.to_thread(parts.confirm_clock, told.time_unix_ms))
 
+    async def health(_request: web.Request) -> web.Response:
+        return _json(_health(await asyncio.to_thread(parts.status)))
+
+    async def ready(_request: web.Request) -> web.Response:
+        told = _health(await asyncio.to_thread(parts.status))
+        return _json(told, status=200 if told["ready"] else 503)
+
+    async def metrics(_request: web.Request) -> web.Response:
+        body = await asyncio.to_thread(parts.metrics)
+        return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE})
+
     app.add_routes(
         [
+            web.get("/metrics", metrics),
+            web.get("/v1/health", health),
+            web.get("/v1/ready", ready),
             web.post("/v1/payments", start),
             web.get("/v1/offers", offers),
             web.get("/v1/payments/{id}", show),
@@ -209,12 +241,24 @@ def build_app(parts: Parts) -> web.Application:
             web.get("/v1/status", status),
             web.post("/v1/synchronise", synchronise),
             web.post("/v1/limits", fetch_limits),
+            web.post("/v1/carry/export", carry_out),
+            web.post("/v1/carry/import", carry_in),
             web.post("/v1/clock", confirm_clock),
             web.get("/v1/events", watch_all),
         ]
     )
     add_pages(app)
     return app
+
+
+def _health(status: dict[str, Any]) -> dict[str, Any]:
+    found = problems(status)
+    return {
+        "status": "impaired" if found else "ok",
+        "ready": not found,
+        "problems": found,
+        "time_unix_ms": status["now_unix_ms"],
+    }
 
 
 async def _stream(

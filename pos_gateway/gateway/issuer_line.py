@@ -38,11 +38,14 @@ class LedgerLine:
         signer: Ed25519PrivateKey,
         loop: asyncio.AbstractEventLoop,
         reachable: Callable[[], bool],
+        observe: Callable[[str, bool, float], None] = lambda kind, answered, took_s: None,
     ) -> None:
+        """`observe` is told each question's kind, whether it was answered, and after how many seconds."""
         self._client = client
         self._signer = signer
         self._loop = loop
         self._reachable = reachable
+        self._observe = observe
         self._down_until_s = 0.0
 
     @property
@@ -51,12 +54,12 @@ class LedgerLine:
         return self._reachable() and self._loop.time() >= self._down_until_s
 
     def ask_grant(self, inquiry: Inquiry) -> Future[OnlineAnswer]:
-        return self._ask(lambda: self._client.ask_grant(inquiry, self._signer))
+        return self._ask("grant", lambda: self._client.ask_grant(inquiry, self._signer))
 
     def ask_note(self, inquiry: Inquiry) -> Future[OnlineAnswer]:
-        return self._ask(lambda: self._client.ask_note(inquiry, self._signer))
+        return self._ask("note", lambda: self._client.ask_note(inquiry, self._signer))
 
-    def _ask(self, ask: Callable[[], Awaitable[OnlineAnswer]]) -> Future[OnlineAnswer]:
+    def _ask(self, kind: str, ask: Callable[[], Awaitable[OnlineAnswer]]) -> Future[OnlineAnswer]:
         async def twice() -> OnlineAnswer:
             # An answer that was lost on the way costs one more round: the same question, the same answer.
             try:
@@ -69,4 +72,13 @@ class LedgerLine:
                 self._down_until_s = self._loop.time() + _DOWN_S
                 raise
 
-        return asyncio.run_coroutine_threadsafe(twice(), self._loop)
+        async def timed() -> OnlineAnswer:
+            began_s, answered = self._loop.time(), False
+            try:
+                answer = await twice()
+                answered = True
+                return answer
+            finally:
+                self._observe(kind, answered, self._loop.time() - began_s)
+
+        return asyncio.run_coroutine_threadsafe(timed(), self._loop)

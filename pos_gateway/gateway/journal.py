@@ -52,6 +52,7 @@ from pos_gateway.records import (
     MAX_PROOF_BYTES,
     Kind,
     Record,
+    Verdict,
     canonical_json,
     record_hash,
     sign_commit,
@@ -170,10 +171,10 @@ class Journal:
 
         Raises:
             Unavailable: another gateway has it open, or the disk refuses.
-            Conflict: it belongs to another gateway.
+            Conflict: it belongs to another gateway, or is of a newer program's form.
             AuthenticationFailed: a sequence is missing, or the newest record is not ours.
         """
-        lock_file = _lock(path.with_name(path.name + ".lock"))
+        lock_file = lock_journal(path)
         file: JournalFile | None = None
         try:
             public_key = gateway_key.public_key().public_bytes_raw()
@@ -673,6 +674,23 @@ class JournalReader:
             yield records
             after = records[-1].sequence
 
+    def open_records(self, limit: int) -> Iterator[list[Record]]:
+        """All that has no word of the ledger, or was unknown to it, in order, at most `limit` at a time."""
+        following, last = 1, self.last_sequence
+        found: list[Record] = []
+        while following <= last:
+            records = self._file.presented(following, last, _PAGE_RECORDS)
+            following = records[-1].sequence + 1 if len(records) == _PAGE_RECORDS else last + 1
+            for record in records:
+                verdict = self.last_verdict(record.id)
+                if verdict is None or verdict == Verdict.UNKNOWN.value:
+                    found.append(record)
+                if len(found) == limit:
+                    yield found
+                    found = []
+        if found:
+            yield found
+
     def pruned_ids(self) -> set[UUID]:
         """Ids of the authorizations that were pruned."""
         return {UUID(bytes=claim.id) for claim in self._file.claims()}
@@ -815,8 +833,13 @@ def _prune_some(file: JournalFile) -> bool:
     return True
 
 
-def _lock(path: Path) -> int:
-    """Keep a second gateway away for as long as the returned descriptor is open."""
+def lock_journal(journal: Path) -> int:
+    """Keep a second gateway away for as long as the returned descriptor is open.
+
+    Raises:
+        Unavailable: another one has it.
+    """
+    path = journal.with_name(journal.name + ".lock")
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -127,7 +127,7 @@ class JournalFile:
         """Open or create; every commit through it is on the disk when it returns.
 
         Raises:
-            Conflict: the journal belongs to another gateway.
+            Conflict: the journal belongs to another gateway, or is of a newer program's form.
             sqlite3.Error, OSError: the disk or the file is broken.
         """
         path.touch(mode=0o600, exist_ok=True)
@@ -140,8 +140,13 @@ class JournalFile:
                 # after a commit may bring the rollback journal back.
                 raise sqlite3.OperationalError("the write-ahead log cannot be turned on")
             db.conn.execute("PRAGMA synchronous = FULL")
-            _MIGRATIONS.apply(db)
             file = cls(db)
+            if not set(file.form) <= set(cls.known_form()):
+                raise Conflict(
+                    "the journal is of a newer program's form",
+                    advice="use that program, or `pos-gateway gateway revert` with this one",
+                )
+            _MIGRATIONS.apply(db)
             file._claim(gateway_id, public_key)
         except BaseException:
             db.close()
@@ -167,6 +172,16 @@ class JournalFile:
             connection.close()
             raise Unavailable(f"the journal {path} cannot be read: {error}") from None
         return cls(Database(connection, recursive_triggers=False, execute_plugins=False))
+
+    @staticmethod
+    def known_form() -> tuple[str, ...]:
+        """The steps that make this program's form of a journal."""
+        return tuple(step.name for step in _MIGRATIONS._migrations)
+
+    @property
+    def form(self) -> tuple[str, ...]:
+        """The steps that made this journal's."""
+        return tuple(step.name for step in _MIGRATIONS.applied(self._db))
 
     def owner(self) -> tuple[str, bytes]:
         """The id and raw Ed25519 public key of the gateway that writes this journal."""

@@ -65,6 +65,8 @@ class JournalView:
     last_acknowledged_at_unix_ms: int | None = None
     refused: tuple[Refusal, ...] = ()
     epoch: str = ""
+    epoch_at_unix_ms: int = 0
+    """When the epoch was learnt, by our clock; by the ledger's, if a letter told."""
     again: Again | None = None
     clock_confirmations: int = 0
     """How often the latest time may have been set back; to be compared, it means nothing by itself."""
@@ -119,6 +121,7 @@ class RunningView:
         self._refused: dict[bytes, Refusal] = {}
         self._refused_value: tuple[Refusal, ...] = ()
         self._epoch = ""
+        self._epoch_at_unix_ms = 0
         self._again: Again | None = None
         self._clock_confirmations = 0
 
@@ -156,6 +159,8 @@ class RunningView:
         elif kind is Kind.TRUST_ROTATION:
             self._root_version = max(self._root_version, facts["root_version"])
         elif kind is Kind.EPOCH:
+            if facts["epoch"] != self._epoch:
+                self._epoch_at_unix_ms = facts.get("ledger_unix_ms", at_unix_ms)
             self._epoch = facts["epoch"]
             self._again = _again(facts["next_sequence"], facts["until_sequence"])
 
@@ -175,6 +180,7 @@ class RunningView:
             "root_version": self._root_version,
             "last_acknowledged_at_unix_ms": self._last_acknowledged_at_unix_ms,
             "epoch": self._epoch,
+            "epoch_at_unix_ms": self._epoch_at_unix_ms,
             "next_sequence": self._again.next_sequence if self._again else 1,
             "until_sequence": self._again.until_sequence if self._again else 0,
         }
@@ -187,6 +193,7 @@ class RunningView:
         self._root_version = state["root_version"]
         self._last_acknowledged_at_unix_ms = state["last_acknowledged_at_unix_ms"]
         self._epoch = state["epoch"]
+        self._epoch_at_unix_ms = state.get("epoch_at_unix_ms", 0)
         self._again = _again(state["next_sequence"], state["until_sequence"])
 
     def value(self) -> JournalView:
@@ -205,6 +212,7 @@ class RunningView:
             last_acknowledged_at_unix_ms=self._last_acknowledged_at_unix_ms,
             refused=self._refused_value,
             epoch=self._epoch,
+            epoch_at_unix_ms=self._epoch_at_unix_ms,
             again=self._again,
             clock_confirmations=self._clock_confirmations,
         )

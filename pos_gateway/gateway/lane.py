@@ -114,7 +114,8 @@ class PaymentView:
 class Lane:
     """Takes one payment at a time.
 
-    `show` is called from the lane's thread with each new view of the payment.
+    `show` is called from the lane's thread with each new view of the payment, `observe` with each tap's
+    outcome and how many seconds it took.
     """
 
     def __init__(
@@ -125,6 +126,7 @@ class Lane:
         *,
         card_timeout_s: float,
         show: Callable[[PaymentView], None],
+        observe: Callable[[Outcome, float], None] = lambda outcome, took_s: None,
     ) -> None:
         self.name = name
         self.reader_present = True
@@ -133,6 +135,7 @@ class Lane:
         self._till = till
         self._card_timeout_s = card_timeout_s
         self._show = show
+        self._observe = observe
         self._inbox: queue.SimpleQueue[Payment | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
         self._cancelled = threading.Event()
@@ -258,7 +261,9 @@ class Lane:
         self._reader.indicate(Indication.PROCESSING)
         outcome: Outcome | None = None
         try:
+            began_s = time.monotonic()
             outcome = self._till.tap(payment, channel, lambda step: self._progress(payment, step))
+            self._observe(outcome, time.monotonic() - began_s)
             return outcome
         finally:
             if isinstance(outcome, Approved):

@@ -165,15 +165,14 @@ class LedgerClient:
             InvalidMessage: the verdicts are not exactly those of the batch.
         """
         body = presentment_body(gateway_id, records, complete)
-        answer = _object(await self._signed("/v1/presentments", gateway_id, body, signer))
-        verdicts = answer.get("verdicts")
-        if not isinstance(verdicts, list):
-            raise InvalidMessage("no list", where="ledger's answer, field verdicts")
-        answers = Answers(_answer(raw) for raw in verdicts)
-        answers.epoch = _text(answer.get("epoch"))
-        if [answer.record_id for answer in answers] != [record.id for record in records]:
-            raise InvalidMessage("verdicts of other records than were presented", where="ledger's answer")
-        return answers
+        return _answers(await self._signed("/v1/presentments", gateway_id, body, signer), records)
+
+    async def adopt(
+        self, gateway_id: str, dead_id: str, records: Sequence[Record], signer: Ed25519PrivateKey
+    ) -> Answers:
+        """Present a dead gateway's records, of the same merchant; as `present`."""
+        body = presentment_body(dead_id, records)
+        return _answers(await self._signed("/v1/adoptions", gateway_id, body, signer), records)
 
     async def ask_grant(self, inquiry: Inquiry, signer: Ed25519PrivateKey) -> OnlineAnswer:
         """Ask the issuer of a card that gave an ARQC. The same inquiry again gets the same answer.
@@ -353,6 +352,18 @@ def _integer(answer: Mapping[str, Any], name: str) -> int:
     if type(value) is not int or value < 0:
         raise InvalidMessage("not a whole number", where=f"ledger's answer, field {name}")
     return value
+
+
+def _answers(data: bytes, records: Sequence[Record]) -> Answers:
+    answer = _object(data)
+    verdicts = answer.get("verdicts")
+    if not isinstance(verdicts, list):
+        raise InvalidMessage("no list", where="ledger's answer, field verdicts")
+    answers = Answers(_answer(raw) for raw in verdicts)
+    answers.epoch = _text(answer.get("epoch"))
+    if [answer.record_id for answer in answers] != [record.id for record in records]:
+        raise InvalidMessage("verdicts of other records than were presented", where="ledger's answer")
+    return answers
 
 
 def _answer(raw: object) -> Answer:

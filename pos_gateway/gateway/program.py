@@ -24,9 +24,11 @@ from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.enrolment import CaKey, Enrolment
 from pos_gateway.errors import InvalidConfiguration, ReaderUnavailable, Unavailable
 from pos_gateway.gateway.api import LOOPBACK_NAMES, Parts, build_app
+from pos_gateway.gateway.carry import export_queue, read_letters, take_limits
 from pos_gateway.gateway.certificate import CertificateKeeper, TlsFile, TlsIdentity
 from pos_gateway.gateway.clock import confirm_clock
 from pos_gateway.gateway.config import Home, Settings, load_applications, load_settings
+from pos_gateway.gateway.daemon_thread import in_daemon_thread
 from pos_gateway.gateway.events import Event, Hub
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
@@ -37,6 +39,7 @@ from pos_gateway.gateway.journal_view import Refusals
 from pos_gateway.gateway.lane import Lane, PaymentView
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.line import connect_probe
+from pos_gateway.gateway.metrics import GatewayMetrics
 from pos_gateway.gateway.nexo.interface import PosInterface, open_pos_interface
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.pruner import Pruner
@@ -44,7 +47,7 @@ from pos_gateway.gateway.readers.models import load_models
 from pos_gateway.gateway.readers.source import Readers, ReaderSource
 from pos_gateway.gateway.status import refused, status
 from pos_gateway.gateway.synchroniser import Line, Synchroniser, SynchroniserState
-from pos_gateway.gateway.till import Clock, Station, Till
+from pos_gateway.gateway.till import Clock, Outcome, Station, Till
 from pos_gateway.money import currency
 
 _log = structlog.get_logger(__name__)
@@ -168,7 +171,10 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         def status_changed() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        issuer = LedgerLine(client, key, loop, lambda: synchroniser.state.line is not Line.DOWN)
+        metrics = GatewayMetrics()
+        issuer = LedgerLine(
+            client, key, loop, lambda: synchroniser.state.line is not Line.DOWN, observe=metrics.asked
+        )
         till = make_till(enrolment, settings, journal, feed, issuer=issuer)
         refusals = Refusals(journal.view.refused)
 
@@ -190,6 +196,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             clock_tolerance_s=settings.clock.tolerance_s,
             probe=connect_probe(enrolled.ledger_url),
             listener=synchronised,
+            observe=metrics.presented,
         )
         certificates = CertificateKeeper(
             client,
@@ -228,8 +235,9 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 certificate=certificates.state(),
             )
 
+        metrics.watch(tell_status)
         source = readers or Readers(load_models(home.readers), paths=settings.reader.frontends).source
-        lanes = _LaneKeeper(payments, till, settings, source, status_changed)
+        lanes = _LaneKeeper(payments, till, settings, source, status_changed, metrics.tapped)
         stack.callback(lanes.close)
         lanes.start()
 
@@ -237,6 +245,22 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             changed = feed.refresh(FolderRepository(folder))
             limits = feed.current()
             return {"changed": changed, "version": limits.version if limits else None}
+
+        def carry_out(folder: Path) -> dict[str, Any]:
+            return export_queue(journal, enrolment.gateway_id, key, folder).as_json()
+
+        async def carry_in(folder: Path) -> dict[str, Any]:
+            limits = await in_daemon_thread(lambda: take_limits(feed, folder), "limits")
+            letters, read = await asyncio.to_thread(
+                read_letters,
+                folder,
+                authority=enrolment.authority,
+                gateway_id=enrolment.gateway_id,
+                now_unix_ms=now_unix_ms(),
+            )
+            taken = await synchroniser.take_letters(letters, read)
+            status_changed()
+            return taken.as_json() | {"limits": limits}
 
         def confirm(time_unix_ms: int) -> dict[str, Any]:
             limits = feed.current()
@@ -260,6 +284,9 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 synchronise=synchroniser.synchronise_now,
                 fetch_limits=fetch_limits,
                 confirm_clock=confirm,
+                carry_out=carry_out,
+                carry_in=carry_in,
+                metrics=metrics.expose,
                 host_names=(*LOOPBACK_NAMES, host),
             )
         )
@@ -374,12 +401,14 @@ class _LaneKeeper:
         settings: Settings,
         readers: ReaderSource,
         changed: Callable[[], None],
+        observe: Callable[[Outcome, float], None],
     ) -> None:
         self._readers = readers
         self._payments = payments
         self._till = till
         self._settings = settings
         self._changed = changed
+        self._observe = observe
         self._pattern = re.compile(settings.reader.name_pattern)
         self._stop = threading.Event()
         self._known: set[str] = set()
@@ -419,6 +448,7 @@ class _LaneKeeper:
                 self._till,
                 card_timeout_s=self._settings.card.present_timeout_s,
                 show=self._payments.changed,
+                observe=self._observe,
             )
             self._payments.add_lane(lane)
             lane.start()

@@ -27,6 +27,7 @@ from uuid import UUID
 import structlog
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from pos_gateway.carrying import Letter
 from pos_gateway.errors import (
     AuthenticationFailed,
     InvalidInput,
@@ -36,6 +37,7 @@ from pos_gateway.errors import (
     PosGatewayError,
     Unavailable,
 )
+from pos_gateway.gateway.carry import Imported, take_letter, take_letters
 from pos_gateway.gateway.completeness import OpenPayments, complete_until
 from pos_gateway.gateway.daemon_thread import in_daemon_thread
 from pos_gateway.gateway.feed import SnapshotFeed
@@ -90,6 +92,7 @@ class Synchroniser:
 
     `probe` says whether a bare connection to the ledger stands; without it a failed line is tried again
     by the backoff alone. `monotonic` measures spans: the backoff, rates, how old the ledger's time is.
+    `observe` is told each batch's verdicts, and in how many seconds they came.
     """
 
     def __init__(
@@ -110,6 +113,7 @@ class Synchroniser:
         probe: Probe | None = None,
         monotonic: Callable[[], float] = time.monotonic,
         listener: Callable[[SynchroniserState], None] = lambda state: None,
+        observe: Callable[[Sequence[Verdict], float], None] = lambda verdicts, took_s: None,
     ) -> None:
         self._journal = journal
         self._client = client
@@ -127,6 +131,7 @@ class Synchroniser:
         self._probe = probe
         self._monotonic = monotonic
         self._listener = listener
+        self._observe = observe
         self._state = SynchroniserState()
         self._wanted = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -215,6 +220,33 @@ class Synchroniser:
             last_advice=None,
         )
 
+    async def take_letters(self, letters: Sequence[Letter], before: Imported) -> Imported:
+        """Journal what a stick's verified letters say, beside what is on its way over the line."""
+        passing_over = frozenset(self._on_their_way)
+        named = {told.record_id for letter in letters for told in letter.verdicts} - passing_over
+        limits = self._feed.current()
+        deadline_s = limits.newest.policy.presentment_deadline_s if limits else None
+
+        def take(letter: Letter) -> tuple[int, int]:
+            return take_letter(
+                self._journal,
+                letter,
+                now_unix_ms=self._clock(),
+                deadline_s=deadline_s,
+                passing_over=passing_over,
+                random_bytes=self._random_bytes,
+            )
+
+        # Kept out of batches meanwhile, or the line could bring the same verdict beside this one.
+        self._on_their_way |= named
+        try:
+            async with self._seeing_epoch:
+                taken = await asyncio.to_thread(take_letters, letters, before, take)
+        finally:
+            self._on_their_way -= named
+        self._change(remaining=self._journal.exposure.count)
+        return taken
+
     async def _greet(self) -> None:
         greeting = await self._client.greet()
         self._ledger_time = greeting.time_unix_ms, self._monotonic()
@@ -296,7 +328,7 @@ class Synchroniser:
         return batch.records, complete
 
     async def _present(self, records: Sequence[Record], complete: Complete | None) -> None:
-        epoch = self._journal.view.epoch
+        epoch, began_s = self._journal.view.epoch, self._monotonic()
         try:
             answers = await self._client.present(self._gateway_id, records, self._signer, complete)
             if not await self._see_epoch(answers.epoch, epoch):
@@ -304,6 +336,7 @@ class Synchroniser:
             if records:
                 drafts = self._acknowledgements(records, answers)
                 await asyncio.to_thread(self._journal.append_all, drafts)
+                self._observe([answer.verdict for answer in answers], self._monotonic() - began_s)
         finally:
             self._on_their_way -= {record.id for record in records}
         self._came_through(len(records))

@@ -14,6 +14,7 @@ Only with a client certificate of the very gateway that the request names, looke
 
     GET  /v1/gateways/{id}           → {"gateway_id", "status", "certificate_until_unix_ms"}
     POST /v1/presentments            a signed batch → {"epoch", "verdicts": [{"id", "verdict", "reason"}, …]}
+    POST /v1/adoptions               the same, of a dead gateway's records, by another of the merchant's
     POST /v1/grants                  a signed inquiry with an ARQC → {"grant", "note", "refused", …}
     POST /v1/notes                   a signed inquiry with a TC or ARQC → {"note", "refused", …}
 
@@ -61,6 +62,8 @@ from pos_gateway.errors import (
 from pos_gateway.inquiry import MAX_INQUIRY_BYTES
 from pos_gateway.ledger.gateways import Gateway
 from pos_gateway.ledger.ledger import Ledger
+from pos_gateway.ledger.metrics import LedgerMetrics, build_metrics_app
+from pos_gateway.ledger.settlement import RecordVerdict
 from pos_gateway.records import MAX_BATCH_RECORDS, MAX_BODY_BYTES, MAX_PROOF_BYTES
 
 DEFAULT_HOST: Final = "127.0.0.1"
@@ -122,12 +125,17 @@ class FailedAttempts:
 _LEDGER: Final = web.AppKey("ledger", Ledger)
 _ATTEMPTS: Final = web.AppKey("attempts", FailedAttempts)
 _URGENT: Final = web.AppKey("urgent", asyncio.Event)
+_METRICS: Final = web.AppKey("metrics", LedgerMetrics)
 _BATCHES: Final = web.AppKey("batches", asyncio.Semaphore)
 
 
 def build_app(ledger: Ledger) -> web.Application:
     """The API of one open ledger; the caller closes the ledger."""
-    app = web.Application(client_max_size=MAX_BATCH_BYTES, middlewares=[_errors_as_json])
+    metrics = LedgerMetrics(ledger)
+    app = web.Application(
+        client_max_size=MAX_BATCH_BYTES, middlewares=[metrics.middleware(), _errors_as_json]
+    )
+    app[_METRICS] = metrics
     app[_LEDGER] = ledger
     app[_ATTEMPTS] = FailedAttempts()
     app[_BATCHES] = asyncio.Semaphore(_MAX_BATCHES_AT_ONCE)
@@ -142,6 +150,7 @@ def build_app(ledger: Ledger) -> web.Application:
             ),
             web.get("/v1/gateways/{id}", _standing),
             web.post("/v1/presentments", _present),
+            web.post("/v1/adoptions", _adopt),
             web.post("/v1/grants", _grant),
             web.post("/v1/notes", _note),
             web.post("/v1/wallet/challenges", _wallet_challenge),
@@ -159,9 +168,10 @@ async def serve(
     port: int = DEFAULT_PORT,
     *,
     on_ready: Callable[[int], object] = lambda _port: None,
+    metrics_at: tuple[str, int] | None = None,
 ) -> None:
     """Serve until cancelled, then finish what is under way. Port 0 takes any free one; `on_ready` is
-    told which.
+    told which. `metrics_at`: host and port of a plain HTTP listener for `/metrics`.
 
     Raises:
         Unavailable: the address is not to be had.
@@ -176,15 +186,15 @@ async def serve(
         asyncio.create_task(_take_back(ledger, app[_URGENT]), name="taking back"),
     ]
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S, lingering_time=_LINGERING_S)
+    stack = contextlib.AsyncExitStack()
     await runner.setup()
     try:
-        site = web.TCPSite(runner, host, port, ssl_context=context)
-        try:
-            await site.start()
-        except OSError as error:
-            raise Unavailable(
-                f"cannot listen on {host}:{port} ({error.strerror})", advice="choose another port"
-            ) from None
+        await _listen(web.TCPSite(runner, host, port, ssl_context=context), host, port)
+        if metrics_at is not None:
+            watched = web.AppRunner(build_metrics_app(app[_METRICS].expose), access_log=None)
+            await watched.setup()
+            stack.push_async_callback(watched.cleanup)
+            await _listen(web.TCPSite(watched, *metrics_at), *metrics_at)
         bound_port = int(runner.addresses[0][1])
         _log.info("serving", host=host, port=bound_port)
         on_ready(bound_port)
@@ -192,8 +202,18 @@ async def serve(
     finally:
         for task in keeping:
             task.cancel()
+        await stack.aclose()
         await runner.cleanup()
         _log.info("stopped")
+
+
+async def _listen(site: web.TCPSite, host: str, port: int) -> None:
+    try:
+        await site.start()
+    except OSError as error:
+        raise Unavailable(
+            f"cannot listen on {host}:{port} ({error.strerror})", advice="choose another port"
+        ) from None
 
 
 def collect_seldom() -> None:
@@ -350,6 +370,16 @@ async def _standing(request: web.Request) -> web.Response:
 
 
 async def _present(request: web.Request) -> web.Response:
+    return await _take(request, request.app[_LEDGER].present)
+
+
+async def _adopt(request: web.Request) -> web.Response:
+    return await _take(request, request.app[_LEDGER].adopt)
+
+
+async def _take(
+    request: web.Request, take: Callable[[str, bytes, bytes], list[RecordVerdict]]
+) -> web.Response:
     gateway_id, signature = _signed_by(request)
     ledger = request.app[_LEDGER]
     await _client(request, gateway_id)
@@ -357,13 +387,14 @@ async def _present(request: web.Request) -> web.Response:
     async with request.app[_BATCHES]:
         body = await _body(request)
         # Not to be cut off half-way by a client that hangs up: what is under way is finished.
-        verdicts = await asyncio.shield(asyncio.to_thread(ledger.present, gateway_id, body, signature))
+        verdicts = await asyncio.shield(asyncio.to_thread(take, gateway_id, body, signature))
+    request.app[_METRICS].judged(verdicts)
     if any(verdict.proves_clone for verdict in verdicts):
         request.app[_URGENT].set()
     counts: dict[str, int] = {}
     for verdict in verdicts:
         counts[verdict.verdict.value] = counts.get(verdict.verdict.value, 0) + 1
-    _log.info("presented", gateway_id=gateway_id, records=len(verdicts), **counts)
+    _log.info("presented", path=request.path, gateway_id=gateway_id, records=len(verdicts), **counts)
     epoch = str(await asyncio.to_thread(lambda: ledger.epoch))
     return web.json_response({"epoch": epoch, "verdicts": [verdict.to_wire() for verdict in verdicts]})
 

@@ -17,7 +17,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -94,7 +94,7 @@ from pos_gateway.ledger.verification import Verifier
 from pos_gateway.limits.header import OnlineTerms
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
-from pos_gateway.records import Verdict
+from pos_gateway.records import Record, Verdict
 
 _T = TypeVar("_T")
 
@@ -818,6 +818,23 @@ class Ledger:
         """Take a batch; see `postings.present`. The verdicts are durable when this returns."""
         return postings.present(
             self._database, self._verifier, self.currency, gateway_id, body, signature, self.now_unix_ms
+        )
+
+    def adopt(self, presenter_id: str, body: bytes, signature: bytes) -> list[RecordVerdict]:
+        """Take a dead gateway's records from another one of its merchant; see `postings.adopt`."""
+        return postings.adopt(
+            self._database, self._verifier, self.currency, presenter_id, body, signature, self.now_unix_ms
+        )
+
+    def present_records(self, gateway_id: str, records: Sequence[Record]) -> list[RecordVerdict]:
+        """Take records from a gateway's journal that was brought to the issuer; each stands by itself."""
+        return postings.present_records(
+            self._database,
+            self._verifier,
+            self.currency,
+            gateway_id,
+            [record.to_wire() for record in records],
+            self.now_unix_ms,
         )
 
     def examine(self, gateway: Gateway, body: bytes) -> list[Examined]:

@@ -15,7 +15,7 @@ from pos_gateway.errors import AuthenticationFailed, InvalidMessage
 from pos_gateway.ledger import gateways, store
 from pos_gateway.ledger.books import RECEIVABLE, VAULT
 from pos_gateway.ledger.config import policy_in_force
-from pos_gateway.ledger.gateways import Gateway
+from pos_gateway.ledger.gateways import Gateway, GatewayStatus
 from pos_gateway.ledger.movements import State
 from pos_gateway.ledger.settlement import Examined, RecordVerdict, settle
 from pos_gateway.ledger.store import Store, current_epoch
@@ -52,6 +52,60 @@ def present(
         lambda connection: settle(
             connection, gateway, currency, now_unix_ms(), examined, guarantee, complete_until_unix_ms
         )
+    )
+
+
+def adopt(
+    database: Store,
+    verifier: Verifier,
+    currency: Currency,
+    presenter_id: str,
+    body: bytes,
+    signature: bytes,
+    now_unix_ms: Callable[[], int],
+) -> list[RecordVerdict]:
+    """Take a batch of a dead gateway's records from another gateway of the same merchant. The batch is signed
+    by who presents it; each record stands by the dead one's signature, and is settled as that one's.
+
+    Raises:
+        AuthenticationFailed: steps `gateway` (not active, or another merchant's), `batch signature`.
+        InvalidMessage, Unavailable, OutcomeUnknown: see `present`.
+        NotFound: no such gateway.
+    """
+    batch = parse_object(body, where="batch")
+    dead_id = batch.get("gateway_id")
+    if not isinstance(dead_id, str):
+        raise InvalidMessage("must name a gateway", where="gateway_id")
+    with database.read() as connection:
+        presenter, dead = gateways.find(connection, presenter_id), gateways.find(connection, dead_id)
+    verify_batch(body, signature, presenter.key)
+    presenter.require(GatewayStatus.ACTIVE)
+    if presenter.merchant.id != dead.merchant.id:
+        raise AuthenticationFailed(
+            "it presents another merchant's records",
+            step="gateway",
+            advice="bring that journal to the issuer",
+        )
+    return present_records(database, verifier, currency, dead_id, _records(batch, dead_id), now_unix_ms)
+
+
+def present_records(
+    database: Store,
+    verifier: Verifier,
+    currency: Currency,
+    gateway_id: str,
+    records: list[object],
+    now_unix_ms: Callable[[], int],
+) -> list[RecordVerdict]:
+    """Take records that a gateway signed one by one, whoever brings them; see `present`."""
+    if len(records) > MAX_BATCH_RECORDS:
+        raise InvalidMessage(f"{len(records)} records, at most {MAX_BATCH_RECORDS} at once", where="records")
+    with database.read() as connection:
+        gateway = gateways.find(connection, gateway_id)
+        guarantee = policy_in_force(connection).guarantee
+    examined = verifier.examine(gateway, records)
+    return database.transact(
+        lambda connection: settle(connection, gateway, currency, now_unix_ms(), examined, guarantee, 0)
     )
 
 

@@ -68,6 +68,16 @@ def test_a_queue_is_carried_to_the_issuer_and_taken_once(shop: Path, run: Run) -
     assert run("ledger", "receive", shop / "missing", "--home", shop / "ledger")[0] == 5
 
 
+def test_a_dead_tills_journal_is_taken_by_the_issuer(shop: Path, run: Run) -> None:
+    found = shop / "found"
+    assert run("journal", "backup", found, "--home", shop / "gateway")[0] == 0
+    for source, verdict in ((found, "posted"), (shop / "gateway", "duplicate")):
+        code, received = run("ledger", "receive", source, "--home", shop / "ledger")
+        assert (code, received["verdicts"]) == (0, {verdict: PAYMENTS})
+    found.write_bytes(found.read_bytes()[:100])
+    assert run("ledger", "receive", found, "--home", shop / "ledger")[0] == 5
+
+
 def test_a_journal_is_pruned_after_a_dry_run_has_said_so(shop: Path, run: Run) -> None:
     home = shop / "gateway"
     code, would = run("journal", "prune", "--dry-run", "--home", home)

@@ -125,7 +125,10 @@ async def counter(tmp_path: Path, ledger_home: Path) -> AsyncIterator[Counter]:
         def confirm(time_unix_ms: int) -> dict[str, Any]:
             raise InvalidMessage("before the enrolment", where="time_unix_ms")
 
-        app = build_app(Parts(payments, hub, tell, lambda: None, fetch, confirm))
+        async def carry_in(folder: Path) -> dict[str, Any]:
+            return await asyncio.to_thread(fetch, folder)
+
+        app = build_app(Parts(payments, hub, tell, lambda: None, fetch, confirm, fetch, carry_in))
         async with TestClient(TestServer(app)) as client:
             yield Counter(shop, reader, payments, client)
             hub.close()
@@ -444,3 +447,19 @@ async def test_plans_that_are_not_offered(counter: Counter, plan: object, status
 async def test_offers_for_what_is_no_amount(counter: Counter, amount: str) -> None:
     async with counter.client.get("/v1/offers", params={"amount_minor": amount}) as response:
         assert response.status == 400
+
+
+async def test_health_readiness_and_metrics_are_told(counter: Counter) -> None:
+    async with counter.client.get("/v1/health") as response:
+        assert response.status == 200
+        assert await response.json() | {"time_unix_ms": 0} == {
+            "status": "impaired",
+            "ready": False,
+            "problems": ["no_limits"],
+            "time_unix_ms": 0,
+        }
+    async with counter.client.get("/v1/ready") as response:
+        assert response.status == 503
+    async with counter.client.get("/metrics") as response:
+        assert response.status == 200
+        assert response.headers["Content-Type"].startswith("text/plain; version=0.0.4")

@@ -205,7 +205,11 @@ def test_the_systemd_units_are_units(tmp_path: Path) -> None:
     if shutil.which("systemd-analyze") is None:
         pytest.skip("systemd-analyze is not installed: the unit was only parsed")
     # It also checks that the program is there: stand one in.
-    text = (folder / "pos-gateway.service").read_text().replace("/usr/local/bin/pos-gateway", "/bin/true")
+    text = (
+        (folder / "pos-gateway.service")
+        .read_text()
+        .replace("/opt/pos-gateway/current/bin/pos-gateway", "/bin/true")
+    )
     (tmp_path / "pos-gateway.service").write_text(text)
     done = subprocess.run(
         ["systemd-analyze", "verify", "--man=no", str(tmp_path / "pos-gateway.service")],

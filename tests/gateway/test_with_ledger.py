@@ -22,6 +22,7 @@ from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.identity import load_identity
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.ledger_client import LedgerClient
+from pos_gateway.gateway.old_journal import adopt, opened_copy
 from pos_gateway.gateway.synchroniser import Synchroniser
 from pos_gateway.ledger import Ledger
 from pos_gateway.ledger.api import serve
@@ -99,3 +100,26 @@ async def test_enrol_fetch_limits_and_present(tmp_path: Path) -> None:
         async with connect(home) as client:
             with pytest.raises(LedgerUnreachable):
                 await client.ledger_time_unix_ms()
+
+
+async def test_a_dead_tills_journal_is_presented_by_another_of_the_shop(tmp_path: Path) -> None:
+    with Ledger.create(tmp_path / "ledger", issuer="Test Issuer") as ledger:
+        old, new, other = (Home(tmp_path / name) for name in ("old", "new", "other"))
+        async with serving(ledger) as url:
+            dead = await enroll(old, url, ledger.invite(MERCHANT))
+            successor = await enroll(new, url, ledger.invite(MERCHANT))
+            stranger = await enroll(
+                other, url, ledger.invite(Merchant(id="OTHER", name="Other", category="5411"))
+            )
+            key = load_identity(old.identity_key)
+            with Journal.open(old.journal, gateway_key=key, gateway_id=dead.gateway_id) as journal:
+                # No card signed these: what counts here is that the ledger judges each.
+                journal.append_all([sale(number) for number in range(3)])
+            old.identity_key.unlink()
+            with opened_copy(old.path) as found:
+                async with connect(new) as client:
+                    counts = await adopt(found, client, successor.gateway_id, load_identity(new.identity_key))
+                    assert counts == {"invalid": 3}
+                async with connect(other) as client:
+                    with pytest.raises(AuthenticationFailed, match="another merchant's"):
+                        await adopt(found, client, stranger.gateway_id, load_identity(other.identity_key))

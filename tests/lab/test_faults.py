@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pos_gateway.lab.faults import shim
+from pos_gateway.lab.faults.carry import carry
 from pos_gateway.lab.faults.clock import clock
 from pos_gateway.lab.faults.disk import Disk, apply_all, write_files
 from pos_gateway.lab.faults.disk_errors import fsync_error
@@ -22,9 +23,11 @@ from pos_gateway.lab.faults.journal_writer import JOURNAL, TOLD, draft, open_jou
 from pos_gateway.lab.faults.kill import kill
 from pos_gateway.lab.faults.partition import partition
 from pos_gateway.lab.faults.power import power, record_run
+from pos_gateway.lab.faults.replace import replace
 from pos_gateway.lab.faults.replay import replay
 from pos_gateway.lab.faults.restore import restore
 from pos_gateway.lab.faults.shim import Call, Operation
+from pos_gateway.lab.faults.upgrade import upgrade
 
 
 @pytest.fixture
@@ -70,6 +73,18 @@ def test_partition(tmp_path: Path, seed: int, ledger_home: Path) -> None:
 
 def test_clock(tmp_path: Path, seed: int, ledger_home: Path) -> None:
     check(clock(tmp_path, seed, jumps=12, ledger=ledger_home))
+
+
+def test_carry(tmp_path: Path, seed: int, ledger_home: Path) -> None:
+    check(carry(tmp_path / "site", seed, journeys=25, ledger=ledger_home))
+
+
+def test_replace(tmp_path: Path, seed: int, ledger_home: Path) -> None:
+    check(replace(tmp_path / "site", seed, deaths=5, ledger=ledger_home))
+
+
+def test_upgrade(tmp_path: Path, seed: int, ledger_home: Path) -> None:
+    check(upgrade(tmp_path / "site", seed, upgrades=2, ledger=ledger_home))
 
 
 def test_replay(tmp_path: Path, seed: int, ledger_home: Path) -> None:

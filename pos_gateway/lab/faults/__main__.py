@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from pos_gateway.lab.faults.carry import LONG_JOURNEYS, SHORT_JOURNEYS, carry
 from pos_gateway.lab.faults.clock import LONG_JUMPS, SHORT_JUMPS, clock
 from pos_gateway.lab.faults.disk_errors import LONG_ERRORS, SHORT_ERRORS, fsync_error
 from pos_gateway.lab.faults.disk_full import LONG_FILLINGS, SHORT_FILLINGS, disk_full
@@ -20,8 +21,10 @@ from pos_gateway.lab.faults.finding import Finding
 from pos_gateway.lab.faults.kill import LONG_KILLS, SHORT_KILLS, kill
 from pos_gateway.lab.faults.partition import LONG_ROUNDS, SHORT_ROUNDS, partition
 from pos_gateway.lab.faults.power import SHORT_POINTS, power
+from pos_gateway.lab.faults.replace import LONG_DEATHS, SHORT_DEATHS, replace
 from pos_gateway.lab.faults.replay import LONG_ATTACKS, SHORT_ATTACKS, replay
 from pos_gateway.lab.faults.restore import LONG_RESTORES, SHORT_RESTORES, restore
+from pos_gateway.lab.faults.upgrade import LONG_UPGRADES, SHORT_UPGRADES, upgrade
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,9 @@ SCENARIOS: Final[Mapping[str, Scenario]] = {
     "clock": Scenario(lambda f, s, n: clock(f, s, jumps=n or 0), SHORT_JUMPS, LONG_JUMPS),
     "replay": Scenario(lambda f, s, n: replay(f, s, attacks=n or 0), SHORT_ATTACKS, LONG_ATTACKS),
     "restore": Scenario(lambda f, s, n: restore(f, s, restores=n or 0), SHORT_RESTORES, LONG_RESTORES),
+    "carry": Scenario(lambda f, s, n: carry(f, s, journeys=n or 0), SHORT_JOURNEYS, LONG_JOURNEYS),
+    "replace": Scenario(lambda f, s, n: replace(f, s, deaths=n or 0), SHORT_DEATHS, LONG_DEATHS),
+    "upgrade": Scenario(lambda f, s, n: upgrade(f, s, upgrades=n or 0), SHORT_UPGRADES, LONG_UPGRADES),
 }
 _MOST_TIMES: Final = 100_000
 

@@ -9,7 +9,7 @@ import shutil
 import threading
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -236,17 +236,23 @@ class Audit:
 def audit(home: Home, ledger_home: Path, acknowledged: Collection[UUID]) -> Audit:
     """Compare what was acknowledged, what is journalled and what was posted: each payment of
     `AMOUNT_MINOR`. Neither program runs any more."""
+    return audit_all([home], ledger_home, acknowledged)
+
+
+def audit_all(homes: Iterable[Home], ledger_home: Path, acknowledged: Collection[UUID]) -> Audit:
+    """The same for several gateways of one ledger."""
     wrong: list[str] = []
     journalled: list[UUID] = []
-    with JournalReader.open(home.journal) as journal:
-        try:
-            journal.verify(load_identity(home.identity_key).public_key())
-        except AuthenticationFailed as error:
-            wrong.append(f"the journal does not verify: {error}")
-        after = 0
-        while page := journal.records(after):
-            after = page[-1].sequence
-            journalled += [record.id for record in page if record.kind is Kind.AUTHORIZATION]
+    for home in homes:
+        with JournalReader.open(home.journal) as journal:
+            try:
+                journal.verify(load_identity(home.identity_key).public_key())
+            except AuthenticationFailed as error:
+                wrong.append(f"the journal does not verify: {error}")
+            after = 0
+            while page := journal.records(after):
+                after = page[-1].sequence
+                journalled += [record.id for record in page if record.kind is Kind.AUTHORIZATION]
     with Ledger.open(ledger_home) as ledger:
         try:
             ledger.check_books()
