@@ -33,6 +33,7 @@ FLOORS = {
 }
 # The command line is the topmost face: it starts what stands in the laboratory too.
 SIBLINGS_ALLOWED = {
+    ("pos_gateway.authorization", "pos_gateway.records"),
     ("pos_gateway.limits", "pos_gateway.instalments"),
     ("pos_gateway.cli", "pos_gateway.lab"),
     ("pos_gateway.money", "pos_gateway.errors"),

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
+from pos_gateway.cli.staff import setup_code
 from pos_gateway.cli.terminal import Json, announce, emit
 from pos_gateway.errors import Conflict
 from pos_gateway.gateway.config import Home
@@ -51,9 +52,11 @@ def serve(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
     """Take payments until Ctrl-C."""
 
     def on_ready(address: str) -> None:
-        announce(
-            {"address": address}, f"Gateway at {address}, its page too. Ctrl-C ends it.", as_json=as_json
-        )
+        text = f"Gateway at {address}, its page too. Ctrl-C ends it."
+        code = setup_code(Home(home))
+        if code and not as_json:
+            text += f"\nFirst run: open the page and type in the setup code {code[:4]} {code[4:]}"
+        announce({"address": address}, text, as_json=as_json)
 
     asyncio.run(serve_gateway(Home(home), on_ready=on_ready))
 

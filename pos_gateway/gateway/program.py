@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -18,28 +19,39 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.enrolment import CaKey, Enrolment
 from pos_gateway.errors import InvalidConfiguration, ReaderUnavailable, Unavailable
+from pos_gateway.gateway.access import Door, is_loopback
 from pos_gateway.gateway.api import LOOPBACK_NAMES, Parts, build_app
 from pos_gateway.gateway.certificate import CertificateKeeper, TlsFile, TlsIdentity
 from pos_gateway.gateway.clock import confirm_clock
 from pos_gateway.gateway.config import Home, Settings, load_applications, load_settings
+from pos_gateway.gateway.deeds import Deeds
 from pos_gateway.gateway.events import Event, Hub
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
+from pos_gateway.gateway.history import History
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.journal_view import Refusals
-from pos_gateway.gateway.lane import Lane, PaymentView
+from pos_gateway.gateway.lane import Lane, PaymentView, State
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.line import connect_probe
+from pos_gateway.gateway.page_tls import self_signed, server_context
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.pruner import Pruner
 from pos_gateway.gateway.readers.pcsc import PcscReader, list_readers
 from pos_gateway.gateway.readers.port import Reader
+from pos_gateway.gateway.receipts.contents import Shop
+from pos_gateway.gateway.receipts.desk import Desk, Issued
+from pos_gateway.gateway.receipts.proofs import LimitProofs
+from pos_gateway.gateway.sessions import Sessions
+from pos_gateway.gateway.shifts import Shifts
+from pos_gateway.gateway.staff import Staff, machine_token
 from pos_gateway.gateway.status import refused, status
 from pos_gateway.gateway.synchroniser import Line, Synchroniser, SynchroniserState
 from pos_gateway.gateway.till import Clock, Station, Till
@@ -212,11 +224,16 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         def changed(view: PaymentView) -> None:
             hub.publish(Event("payment", view.as_json()))
             if view.state.final:
+                if view.state is State.APPROVED and view.facts is not None:
+                    proofs.keep_soon(view.id, view.facts)
                 status_changed()
                 if synchroniser.state.line is not Line.DOWN:
                     synchroniser.synchronise_now()
 
         payments = Payments(till, journal, changed, headroom_bytes=settings.journal.headroom_bytes)
+        proofs = stack.enter_context(contextlib.closing(LimitProofs(home.receipts, feed.current)))
+        issued = stack.enter_context(contextlib.closing(Issued(home.receipts)))
+        proofs.start()
 
         def tell_status() -> dict[str, Any]:
             return status(
@@ -252,19 +269,25 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             )
             return {"record": str(record.id), **record.facts()}
 
-        host = settings.http.host
+        door = _door(home, settings)
+        history = History(home.journal)
         app = build_app(
             Parts(
                 payments=payments,
                 hub=hub,
+                door=door,
+                deeds=Deeds(journal, now_unix_ms),
+                shifts=await asyncio.to_thread(Shifts, journal, history, now_unix_ms),
+                history=history,
+                desk=make_desk(enrolment, settings, till, journal, feed, proofs, issued, key),
                 status=tell_status,
                 synchronise=synchroniser.synchronise_now,
                 fetch_limits=fetch_limits,
                 confirm_clock=confirm,
-                host_names=(*LOOPBACK_NAMES, host),
+                line_is_down=lambda: synchroniser.state.line is Line.DOWN,
             )
         )
-        address = await _listen(stack, app, host, settings.http.port)
+        address = await _listen(stack, app, settings, _page_context(home, settings))
         stack.callback(hub.close)
         home.address.write_text(address + "\n")
         stack.callback(home.address.unlink, missing_ok=True)
@@ -292,11 +315,85 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             synchronising.result()
 
 
-async def _listen(stack: contextlib.AsyncExitStack, app: web.Application, host: str, port: int) -> str:
+def make_desk(
+    enrolment: Enrolment,
+    settings: Settings,
+    till: Till,
+    journal: Journal,
+    feed: SnapshotFeed,
+    proofs: LimitProofs,
+    issued: Issued,
+    key: Ed25519PrivateKey,
+) -> Desk:
+    """Where this gateway's receipts come from."""
+
+    def deadline_s() -> int | None:
+        limits = feed.current()
+        return limits.newest.policy.presentment_deadline_s if limits else None
+
+    return Desk(
+        Shop(
+            merchant_name=enrolment.merchant.name,
+            merchant_id=enrolment.merchant.id,
+            terminal_id=enrolment.terminal_id,
+            issuer=enrolment.issuer,
+            unit=currency(enrolment.currency),
+        ),
+        journal,
+        proofs,
+        issued,
+        gateway_key=key.public_key().public_bytes_raw(),
+        sign=key.sign,
+        standing=till.corrections.standing,
+        deadline_s=deadline_s,
+        printer=settings.printer.address,
+        columns=settings.printer.columns,
+    )
+
+
+def _door(home: Home, settings: Settings) -> Door:
+    staff, http = Staff(home.staff, home.setup_code, now_unix_ms), settings.http
+    staff.setup_code()  # so that there is one to be read
+    return Door(
+        staff=staff,
+        sessions=Sessions(idle_s=settings.staff.idle_lock_s, longest_s=settings.staff.session_s),
+        token=machine_token(home.api_token),
+        host_names=tuple(name.lower() for name in (*LOOPBACK_NAMES, http.host, *http.names)),
+        secure=_needs_tls(settings),
+    )
+
+
+def _needs_tls(settings: Settings) -> bool:
+    return not is_loopback(settings.http.host) or bool(settings.http.certificate)
+
+
+def page_certificate(home: Home, settings: Settings) -> Path | None:
+    """Which certificate the page shows; None without TLS."""
+    if not _needs_tls(settings):
+        return None
+    return Path(settings.http.certificate) if settings.http.certificate else home.http_certificate
+
+
+def _page_context(home: Home, settings: Settings) -> ssl.SSLContext | None:
+    certificate = page_certificate(home, settings)
+    if certificate is None:
+        return None
+    if not settings.http.certificate:
+        fingerprint = self_signed(
+            certificate, ("127.0.0.1", "localhost", settings.http.host, *settings.http.names)
+        )
+        _log.info("the page's own certificate", sha256=fingerprint)
+    return server_context(certificate)
+
+
+async def _listen(
+    stack: contextlib.AsyncExitStack, app: web.Application, settings: Settings, tls: ssl.SSLContext | None
+) -> str:
+    host, port = settings.http.host, settings.http.port
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(runner, host, port)
+    site = web.TCPSite(runner, host, port, ssl_context=tls)
     try:
         await site.start()
     except OSError as error:
@@ -304,7 +401,8 @@ async def _listen(stack: contextlib.AsyncExitStack, app: web.Application, host: 
             f"cannot listen on {host} port {port}: {error.strerror}",
             advice="choose another [http] port in gateway.toml",
         ) from None
-    return f"http://{host}:{runner.addresses[0][1]}"
+    reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+    return f"{'https' if tls else 'http'}://{reached}:{runner.addresses[0][1]}"
 
 
 async def _tell(news: asyncio.Event, hub: Hub, tell_status: Callable[[], dict[str, Any]]) -> None:
