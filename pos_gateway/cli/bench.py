@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from pos_gateway.cli.terminal import Json, emit
 from pos_gateway.lab.journal_bench import bench_journal
+from pos_gateway.lab.rest_bench import bench_rest
 from pos_gateway.lab.snapshot_bench import bench_snapshot
 from pos_gateway.lab.tap_bench import bench_tap
 
@@ -111,6 +113,42 @@ def _journal_text(data: dict[str, Any]) -> str:
         lines.append(line + (f"   (aim: ≥ {told['target_ratio']} × append)" if told["target_ratio"] else ""))
     costs = ", ".join(f"{name.replace('_', ' ')} {cost}" for name, cost in data["costs_us"].items())
     return "\n".join([*lines, f"of a record's own cost, µs: {costs}"])
+
+
+class Protocol(Enum):
+    """What POS software speaks."""
+
+    REST = "rest"
+
+
+@app.command()
+def pos(
+    protocol: Annotated[Protocol, typer.Option(help="The interface to measure.")] = Protocol.REST,
+    taps: Annotated[int, typer.Option(min=1, max=100_000, help="How many to measure of each kind.")] = 200,
+    folder: Annotated[
+        Path | None, typer.Option(help="On which disk the journal lies.", exists=True, file_okay=False)
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What a POS interface adds: the gateway's own share of a payment that a POS asks for over HTTPS, and its
+    ratio to that of the same tap begun without it."""
+    data = bench_rest(taps, folder)
+    emit(data, _pos_text(data), as_json=as_json)
+
+
+def _pos_text(data: dict[str, Any]) -> str:
+    names = {
+        "card_and_reader_us": "card and reader",
+        "own_share_without_us": "own share without the protocol",
+        "own_share_us": "own share",
+    }
+    lines = [f"{data['taps']} taps each way, µs", f"{'':34}{'p50':>10}{'p99':>10}"]
+    lines += [f"{name:34}{data[key]['p50']:>10}{data[key]['p99']:>10}" for key, name in names.items()]
+    lines.append(
+        f"own share ÷ own share without the protocol: {data['own_share_ratio']}"
+        f" (aim: ≤ {data['target_ratio']})"
+    )
+    return "\n".join(lines)
 
 
 def _text(data: dict[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """The gateway's local HTTP API: start a payment, watch it, see how the gateway stands.
 
-    POST   /v1/payments               {"id", "amount_minor", "currency", "lane"?} → the payment
+    POST   /v1/payments               {"id", "amount_minor", "currency", "lane"?, "wait_s"?} → the payment
     GET    /v1/payments/{id}          how it stands
     POST   /v1/payments/{id}/cancel   ask for its end
     POST   /v1/payments/{id}/reversal {"id", "reason"?}: void an approved payment, whole
@@ -22,6 +22,7 @@ Signing in and staff: `staff_api`; shifts and reports: `closing_api`; pages: `da
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,15 +112,16 @@ def build_app(parts: Parts) -> web.Application:
                 "off the network, and this amount is over the caller's cap for that",
                 advice="begin it again when the line is up, or with a higher offline_cap_minor",
             )
-        view = await asyncio.to_thread(
-            parts.payments.start,
-            uuid_of(order.id, "id"),
-            order.amount_minor,
-            order.currency,
-            order.lane,
-            PlanChoice(order.plan.offer, order.plan.periods) if order.plan is not None else None,
-        )
-        return json_answer(view.as_json(), status=200 if view.state.final else 202)
+        plan = PlanChoice(order.plan.offer, order.plan.periods) if order.plan is not None else None
+        payment_id = uuid_of(order.id, "id")
+        with parts.hub.subscribe() as subscription:
+            view = await asyncio.to_thread(
+                parts.payments.start, payment_id, order.amount_minor, order.currency, order.lane, plan
+            )
+            told = view.as_json()
+            if order.wait_s and not view.state.final:
+                told = await _final(subscription, told, order.wait_s)
+        return json_answer(told, status=200 if told["final"] else 202)
 
     async def offers(request: web.Request) -> web.Response:
         asked = request.query.get("amount_minor", "")
@@ -259,10 +261,25 @@ async def _stream(
     response = web.StreamResponse(headers={"Cache-Control": "no-store"})
     response.content_type = "text/event-stream"
     await response.prepare(request)
+    with contextlib.suppress(ConnectionResetError):  # who has gone away is told nothing
+        await _tell(request, response, door, subscription, first, concerns, is_last, told)
+    return response
+
+
+async def _tell(
+    request: web.Request,
+    response: web.StreamResponse,
+    door: Door,
+    subscription: Subscription,
+    first: list[Event],
+    concerns: Callable[[Event], bool],
+    is_last: Callable[[Event], bool],
+    told: Callable[[Event], Event],
+) -> None:
     for event in first:
         await response.write(told(event).to_bytes())
         if is_last(event):
-            return response
+            return
     while _still_in(request, door):
         try:
             event_or_end = await subscription.next(_KEEP_ALIVE_S)
@@ -270,13 +287,25 @@ async def _stream(
             await response.write(b": still here\n\n")
             continue
         if event_or_end is None:
-            return response
+            return
         if concerns(event_or_end):
             await response.write(told(event_or_end).to_bytes())
             if is_last(event_or_end):
-                return response
+                return
     await response.write(Event("locked", {}).to_bytes())
-    return response
+
+
+async def _final(subscription: Subscription, payment: dict[str, Any], wait_s: float) -> dict[str, Any]:
+    """How the payment stands once it is final, or after so long."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(wait_s):
+            while not payment["final"]:
+                event = await subscription.next(wait_s)
+                if event is None:
+                    break
+                if event.name == "payment" and event.data["id"] == payment["id"]:
+                    payment = event.data
+    return payment
 
 
 def _still_in(request: web.Request, door: Door) -> bool:

@@ -30,6 +30,9 @@ class StartPayment(Shape):
     offline_cap_minor: int | None = Field(
         default=None, ge=0, description="do not begin it off the network if it is more than this"
     )
+    wait_s: float = Field(
+        default=0, ge=0, le=300, description="answer when it is final, or after so many seconds"
+    )
 
 
 class LimitsFrom(Shape):

@@ -8,10 +8,11 @@ import contextlib
 import os
 import queue
 import ssl
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
+from uuid import UUID
 
 from aiohttp import web
 
@@ -36,6 +37,7 @@ from pos_gateway.gateway.synchroniser import Line, SynchroniserState
 from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.vpcd import Card
+from pos_gateway.ledger.config import Policy
 from pos_gateway.records import Kind, uuid7
 
 TOKEN: Final = "laboratory-token"  # noqa: S105 - of a till that lives as long as its test
@@ -88,6 +90,7 @@ class Counter:
         self.app = app
         self.line = Line.DOWN
         self.address = ""
+        self.watchers: dict[UUID, Callable[[], None]] = {}
 
     @property
     def reader(self) -> FieldReader:
@@ -109,6 +112,15 @@ class Counter:
         facts = {"about": record_id, "at_unix_ms": now_unix_ms(), **told}
         self.shop.journal.append(Kind.ACKNOWLEDGEMENT, uuid7(now_unix_ms(), os.urandom(10)), facts)
 
+    @contextlib.contextmanager
+    def when_final(self, payment_id: UUID, told: Callable[[], None]) -> Iterator[None]:
+        """Call `told` in the lane's thread once the payment is final."""
+        self.watchers[payment_id] = told
+        try:
+            yield
+        finally:
+            del self.watchers[payment_id]
+
     def tell(self) -> None:
         """Publish the status, as the gateway does when something changed."""
         self.parts.hub.publish(Event("status", self.parts.status()))
@@ -123,11 +135,13 @@ async def open_counter(
     card_timeout_s: float = 5,
     tls: ssl.SSLContext | None = None,
     serve: bool = True,
+    policy: Policy | None = None,
 ) -> AsyncIterator[Counter]:
     """A ledger that lies in the folder is used; making one takes a second."""
     async with contextlib.AsyncExitStack() as stack:
-        shop = stack.enter_context(Shop(folder))
-        hub = Hub(asyncio.get_running_loop())
+        shop = stack.enter_context(Shop(folder, policy=policy))
+        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        hub = Hub(loop)
         proofs = stack.enter_context(contextlib.closing(LimitProofs(shop.home.receipts, shop.feed.current)))
         issued = stack.enter_context(contextlib.closing(Issued(shop.home.receipts)))
         proofs.start()
@@ -143,9 +157,17 @@ async def open_counter(
         def changed(view: PaymentView) -> None:
             hub.publish(Event("payment", view.as_json()))
             if view.state.final:
+                if counter is not None and (told := counter.watchers.get(view.id)) is not None:
+                    told()
                 if view.state is State.APPROVED and view.facts is not None:
                     proofs.keep_soon(view.id, view.facts)
-                hub.publish(Event("status", tell()))
+                loop.call_soon_threadsafe(news.set)
+
+        async def keep_telling() -> None:
+            while True:
+                await news.wait()
+                news.clear()
+                hub.publish(Event("status", await asyncio.to_thread(tell)))
 
         def fetch(place: Path) -> dict[str, Any]:
             return {"changed": shop.feed.refresh(FolderRepository(place))}
@@ -192,5 +214,7 @@ async def open_counter(
             stack.push_async_callback(runner.cleanup)
             await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
             counter.address = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
+        telling = asyncio.create_task(keep_telling(), name="status")
+        stack.callback(telling.cancel)
         stack.callback(hub.close)
         yield counter

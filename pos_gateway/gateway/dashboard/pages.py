@@ -168,7 +168,8 @@ class _Pages:
         if not by_hour:
             return []
         highest = max(1, *by_hour.values())
-        hours = range(min(by_hour), max(by_hour) + 1)
+        first = min(*by_hour, 16)  # at least eight hours, so that one bar is no wall
+        hours = range(first, max(first + 7, *by_hour) + 1)
         return [
             {
                 "hour": hour,

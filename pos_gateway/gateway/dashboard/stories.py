@@ -127,9 +127,15 @@ def _step(
             return _("The ledger's word"), _told(meaning_of(of, Verdict(facts["verdict"])), language)
         case Kind.STAFF_ACTION:
             who = _("by {name}", name=facts["by"])
-            return _(
-                facts["action"]
-            ), f"{who} ({_('for {name}', name=facts['for'])})" if "for" in facts else who
+            words = {
+                "approved_refunds": _("A manager approved the refund"),
+                "approved_reversal": _("A manager approved the void"),
+                "refunded": _("Refunded by the staff"),
+                "voided": _("Voided by the staff"),
+            }
+            if "for" in facts:
+                who = f"{who} ({_('for {name}', name=facts['for'])})"
+            return words.get(facts["action"], facts["action"]), who
         case _:
             return record.kind.value, ""
 
