@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,6 +17,9 @@ from pos_gateway.gateway.config import Home
 from pos_gateway.gateway.enrolling import enroll as enroll_gateway
 from pos_gateway.gateway.local_client import ask
 from pos_gateway.gateway.program import serve as serve_gateway
+
+if TYPE_CHECKING:
+    from pos_gateway.lab.counter import Counter
 
 app = typer.Typer(no_args_is_help=True, help="Run the shop's gateway.")
 
@@ -59,6 +62,31 @@ def serve(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
         announce({"address": address}, text, as_json=as_json)
 
     asyncio.run(serve_gateway(Home(home), on_ready=on_ready))
+
+
+@app.command()
+def training(
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Where its page is.")] = 8156,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """A till to practise with until Ctrl-C: keys, cards and journal of its own; no money moves.
+
+    A card comes by itself. Amounts that end in .51 are declined, in .19 taken away too early at first, in .91
+    another issuer's card comes.
+    """
+    from pos_gateway.lab.practice import practise  # a shop without the laboratory has all but this
+
+    place = Home(home)
+
+    def on_ready(counter: Counter) -> None:
+        code = counter.parts.door.staff.setup_code()
+        text = f"Training at {counter.address}. No money moves. Ctrl-C ends it."
+        if code:
+            text += f"\nSetup code {code[:4]} {code[4:]}"
+        announce({"address": counter.address, "setup_code": code}, text, as_json=as_json)
+
+    asyncio.run(practise(place.path / "training", place.staff, port, on_ready))
 
 
 @app.command()

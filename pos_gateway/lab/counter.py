@@ -10,6 +10,7 @@ import queue
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 from uuid import UUID
@@ -136,8 +137,12 @@ async def open_counter(
     tls: ssl.SSLContext | None = None,
     serve: bool = True,
     policy: Policy | None = None,
+    port: int = 0,
+    training: bool = False,
+    on_payment: Callable[[PaymentView], None] = lambda view: None,
 ) -> AsyncIterator[Counter]:
-    """A ledger that lies in the folder is used; making one takes a second."""
+    """A ledger that lies in the folder is used; making one takes a second. `training`: pages and papers say
+    that no money moves. `on_payment`: told every change of a payment, from any thread."""
     async with contextlib.AsyncExitStack() as stack:
         shop = stack.enter_context(Shop(folder, policy=policy))
         loop, news = asyncio.get_running_loop(), asyncio.Event()
@@ -156,6 +161,7 @@ async def open_counter(
 
         def changed(view: PaymentView) -> None:
             hub.publish(Event("payment", view.as_json()))
+            on_payment(view)
             if view.state.final:
                 if counter is not None and (told := counter.watchers.get(view.id)) is not None:
                     told()
@@ -207,12 +213,13 @@ async def open_counter(
             confirm_clock=confirm,
             line_is_down=lambda: counter is not None and counter.line is Line.DOWN,
         )
+        parts.desk.shop = replace(parts.desk.shop, training=training)
         counter = Counter(shop, parts, readers, build_app(parts))
         if serve:
             runner = web.AppRunner(counter.app, access_log=None, shutdown_timeout=0.5)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
-            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=tls).start()
+            await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start()
             counter.address = f"{'https' if tls else 'http'}://127.0.0.1:{runner.addresses[0][1]}"
         telling = asyncio.create_task(keep_telling(), name="status")
         stack.callback(telling.cancel)
