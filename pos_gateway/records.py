@@ -73,6 +73,8 @@ class Kind(Enum):
     """Voids a whole authorization."""
     REFUND = "refund"
     """Gives back an authorization's amount, or a part of it."""
+    RENUNCIATION = "renunciation"
+    """A TC was asked for, and will never be presented: its answer never came, or was not accepted."""
     ACKNOWLEDGEMENT = "acknowledgement"
     SNAPSHOT_ACTIVATION = "snapshot_activation"
     TRUST_ROTATION = "trust_rotation"
@@ -94,7 +96,7 @@ class Kind(Enum):
     @property
     def presented(self) -> bool:
         """Does the ledger need to know of it?"""
-        return self in (Kind.AUTHORIZATION, Kind.REVERSAL, Kind.REFUND)
+        return self in (Kind.AUTHORIZATION, Kind.REVERSAL, Kind.REFUND, Kind.RENUNCIATION)
 
     @property
     def corrects(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from pos_gateway.ledger import issuing
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key
 from pos_gateway.ledger.ledger import Ledger
 
+_PCSCD_OF_THE_MACHINE = os.environ.get("PCSCLITE_CSOCK_NAME")
 _READER_DIRECTORY = Path(tempfile.mkdtemp(prefix="pos-gateway-test-"))
 atexit.register(shutil.rmtree, _READER_DIRECTORY, ignore_errors=True)
 os.environ["PCSCLITE_CSOCK_NAME"] = str(_READER_DIRECTORY / PCSCD_SOCKET)
@@ -41,6 +43,25 @@ TODAY = date(2026, 11, 24)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--long", action="store_true", help="run the longer tests too")
+    parser.addoption("--seed", type=int, help="of random tests, to repeat a run; else another one each time")
+    parser.addoption(
+        "--reader", default="virtual", help="tests/hil: virtual, udp, usb:…, tty:…, a PC/SC name"
+    )
+    parser.addoption("--card-home", help="tests/hil: the test ledger that issued the tester's card")
+    parser.addoption("--hil-report", help="tests/hil: a folder for report.html, junit.xml and dialogues")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--reader") not in ("virtual", "udp"):
+        # A real reader is asked for: it is under this machine's own pcscd.
+        del os.environ["PCSCLITE_CSOCK_NAME"]
+        if _PCSCD_OF_THE_MACHINE is not None:
+            os.environ["PCSCLITE_CSOCK_NAME"] = _PCSCD_OF_THE_MACHINE
+    folder = config.getoption("--hil-report")
+    if folder is not None and config.option.xmlpath is None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        config.option.xmlpath = str(Path(folder) / "junit.xml")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -48,6 +69,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         kept = [item for item in items if item.get_closest_marker("long") is None]
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = kept
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """Of a random test; printed, so that a failure can be repeated with --seed."""
+    given: int | None = request.config.getoption("--seed")
+    seed = secrets.randbelow(1 << 32) if given is None else given
+    print(f"--seed {seed}")
+    return seed
 
 
 MakeCard = Callable[..., Personalisation]

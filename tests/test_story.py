@@ -26,14 +26,14 @@ def test_the_story_ends_well(told: tuple[Path, subprocess.CompletedProcess[str]]
     told_of = summary(told[1])
     assert told_of.pop("seconds") > 0
     assert told_of == {
-        "approved": 4,
+        "approved": 6,
         "declined": {
             "authentication_failed": 1,
             "blocked": 1,
             "card_not_supported": 1,
-            "over_ceiling": 1,
+            "over_ceiling": 2,
         },
-        "posted": 4,
+        "posted": 6,
         "lost": 0,
         "posted_twice": 0,
     }

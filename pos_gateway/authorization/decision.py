@@ -8,17 +8,27 @@ what was seen before. Each tests its reasons in the order of `Reason` and gives 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
+from typing import Final
 from uuid import UUID
 
+from pos_gateway.authorization.at_hand import (
+    ONLINE_PER_TAP,
+    AtHand,
+    Source,
+    newest_record,
+    online_cap_reached,
+)
 from pos_gateway.authorization.policy import Exposure, Policy, cap_reached, clock_is_trusted
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.emv.apdu import CryptogramKind
 from pos_gateway.emv.application import Iad
 from pos_gateway.instalments import Offer, Quote
-from pos_gateway.limits.header import Freshness
+from pos_gateway.limits.header import Freshness, OnlineTerms
 from pos_gateway.limits.record import LimitRecord, Status
+
+NOTHING_ONLINE: Final = OnlineTerms()
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +41,19 @@ class Decline:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """The card may be asked for a TC that keeps its counter within `ceiling`."""
+    """The card may be asked for a TC that keeps its counter within `ceiling`.
+
+    `single` is the grant or note that says so, None when the snapshot does. With `issuer_first` nothing at
+    hand says so: the card is asked all the same, with ceiling 0, so that it gives an ARQC for its issuer.
+    """
 
     ceiling: int
+    single: AtHand | None = None
+    issuer_first: bool = False
+
+    @property
+    def source(self) -> Source:
+        return Source.SNAPSHOT if self.single is None else self.single.source
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +88,9 @@ class Request:
 
     `clock_was_trusted`: when the payment started, whose time it will carry.
     `freshness` and `stale_per_tap_cap_minor` are those of the snapshot in use, None without one;
-    `record` is the token's limit record in it, None if the snapshot proves that it has none. `plan`: the
+    `record` is the token's limit record in it, None if the snapshot proves that it has none. `singles` are
+    the grants and notes at hand for this token, each verified; `online` what such may be relied on for, now
+    (`at_hand.terms_in_force`). `issuer_reachable`: can the ledger be asked for a grant? `plan`: the
     instalments that are asked for; `offers`: those that the snapshot holds.
     """
 
@@ -84,10 +106,13 @@ class Request:
     record: LimitRecord | None
     exposure: Exposure
     policy: Policy
+    clock_was_trusted: bool = True
+    singles: tuple[AtHand, ...] = ()
+    online: OnlineTerms = NOTHING_ONLINE
+    issuer_reachable: bool = False
     merchant_category: str = ""
     plan: Quote | None = None
     offers: tuple[Offer, ...] = ()
-    clock_was_trusted: bool = True
 
 
 def judge_request(request: Request) -> Ask | Decline:
@@ -99,28 +124,88 @@ def judge_request(request: Request) -> Ask | Decline:
         return Decline(Reason.UNTRUSTED_CLOCK, "the clock is behind the latest recorded time")
     if not request.clock_was_trusted:
         return Decline(Reason.UNTRUSTED_CLOCK, "the clock was behind when this payment began: begin it anew")
-    if request.freshness not in (Freshness.FRESH, Freshness.STALE):
+    fresh_enough = request.freshness in (Freshness.FRESH, Freshness.STALE)
+    if not fresh_enough and not any(single.valid for single in request.singles):
         found = request.freshness.value if request.freshness else "none"
         return Decline(Reason.NO_VALID_LIMITS, f"limit snapshot: {found}")
     cap = cap_reached(request.exposure, amount_minor, policy, request.now_unix_ms)
     if cap is not None:
         return Decline(Reason.GATEWAY_CAP, cap)
-    if record is None:
-        return Decline(Reason.UNKNOWN_TOKEN)
-    if record.status is Status.BLOCKED:
+    newest = newest_record(record, request.singles)
+    if newest is None:
+        return _ask_issuer_or(request, Decline(Reason.UNKNOWN_TOKEN))
+    if newest.status is Status.BLOCKED:
         return Decline(Reason.BLOCKED)
-    if record.status is Status.CLOSED:
+    if newest.status is Status.CLOSED:
         return Decline(Reason.CLOSED)
-    tap_cap_minor = min(record.per_tap_cap_minor, policy.per_tap_cap_minor)
-    if request.freshness is Freshness.STALE:
-        tap_cap_minor = min(tap_cap_minor, request.stale_per_tap_cap_minor)
+    tap_cap_minor = min(newest.per_tap_cap_minor, policy.per_tap_cap_minor)
     if amount_minor > tap_cap_minor:
-        return Decline(Reason.OVER_TAP_CAP, f"cap {tap_cap_minor} (limits {request.freshness.value})")
+        return Decline(Reason.OVER_TAP_CAP, f"cap {tap_cap_minor}")
+    ask = _highest_ceiling(request)
+    if isinstance(ask, Decline):
+        ask = _ask_issuer_or(request, ask)
+    if isinstance(ask, Decline):
+        return ask
     if amount_minor > policy.holder_verification_limit_minor and not request.device_can_verify_holder:
         return Decline(Reason.HOLDER_NOT_VERIFIED, "this card cannot verify its holder")
-    if request.plan is not None and (why := _refused(request.plan.offer, request, record)) is not None:
+    if request.plan is not None and (why := _refused(request.plan.offer, request, newest)) is not None:
         return Decline(Reason.PLAN_NOT_ALLOWED, why)
-    return Ask(record.ceiling)
+    return ask
+
+
+def why_not_ask_issuer(request: Request) -> str | None:
+    """Why the ledger need not be asked for a grant; None if it may help."""
+    if not request.issuer_reachable:
+        return "no line to the issuer"
+    if not request.online.keys:
+        return "the limits here allow no grants"
+    return online_cap_reached(request.online, request.exposure, request.amount_minor)
+
+
+def judge_arqc(request: Request, asked: Ask) -> Decline | None:
+    """The card wants its issuer asked. None: ask it; else why this ends here."""
+    why = why_not_ask_issuer(request)
+    if why is None:
+        return None
+    if asked.issuer_first:
+        return Decline(Reason.UNKNOWN_TOKEN if request.record is None else Reason.OVER_TAP_CAP, why)
+    return Decline(Reason.OVER_CEILING, f"the card's counter would pass the ceiling; {why}")
+
+
+def judge_grant(request: Request, grant: AtHand, asked_ceiling: int) -> Ask | Decline:
+    """After an ARQC: may the card be asked once more, with the ceiling of this grant? The same judgement as
+    before it, of all that is known now."""
+    judgement = judge_request(
+        replace(request, singles=(*request.singles, grant), issuer_reachable=False),
+    )
+    if isinstance(judgement, Ask) and judgement.ceiling <= asked_ceiling:
+        return Decline(Reason.OVER_CEILING, "the grant is no higher than what the card was asked for")
+    return judgement
+
+
+def _ask_issuer_or(request: Request, decline: Decline) -> Ask | Decline:
+    return decline if why_not_ask_issuer(request) is not None else Ask(0, issuer_first=True)
+
+
+def _highest_ceiling(request: Request) -> Ask | Decline:
+    """Of everything valid that this amount may rely on, the highest ceiling; of equals the snapshot's."""
+    asks: list[Ask] = []
+    refused = Decline(Reason.OVER_CEILING)
+    record, freshness = request.record, request.freshness
+    if record is not None and record.status is Status.ACTIVE and freshness is not None:
+        if freshness is Freshness.STALE and request.amount_minor > request.stale_per_tap_cap_minor:
+            refused = Decline(Reason.OVER_TAP_CAP, f"cap {request.stale_per_tap_cap_minor} (limits stale)")
+        elif freshness.may_approve:
+            asks.append(Ask(record.ceiling))
+    for single in request.singles:
+        if single.valid and single.record.status is Status.ACTIVE:
+            cap = online_cap_reached(request.online, request.exposure, request.amount_minor)
+            if cap is None:
+                asks.append(Ask(single.record.ceiling, single))
+            elif not asks:
+                reason = Reason.OVER_TAP_CAP if cap == ONLINE_PER_TAP else Reason.GATEWAY_CAP
+                refused = Decline(reason, cap)
+    return max(asks, key=lambda ask: ask.ceiling, default=refused)
 
 
 def _refused(offer: Offer, request: Request, record: LimitRecord) -> str | None:
@@ -143,6 +228,16 @@ class Evidence:
     kind: CryptogramKind
     iad: Iad
     policy: Policy
+
+
+def claimed_by(sale_id: UUID, amount_minor: int, iad: Iad) -> Interval | None:
+    """The points that a TC claims, whether it can be approved or not; None if it claims none that exist.
+
+    Raises:
+        InvalidCardData: its counter field is no clear counter.
+    """
+    after = iad.counter_after
+    return Interval(after - amount_minor, after, sale_id) if 0 <= after - amount_minor < after else None
 
 
 def judge_cryptogram(evidence: Evidence) -> Claim | Decline:

@@ -20,11 +20,13 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Exposure:
-    """What is approved and not yet acknowledged by the ledger."""
+    """What is approved and not yet acknowledged by the ledger. `online_amount_minor`: how much of it relied
+    on grants and notes."""
 
     count: int
     amount_minor: int
     oldest_at_unix_ms: int | None
+    online_amount_minor: int = 0
 
 
 def clock_is_trusted(now_unix_ms: int, high_water_unix_ms: int, policy: Policy) -> bool:

@@ -29,6 +29,7 @@ class Reason(Enum):
     CARD_NOT_SUPPORTED = "card_not_supported"
     INVALID_CARD_DATA = "invalid_card_data"
     CARD_LEFT = "card_left"
+    ISSUER_SLOW = "issuer_slow"
     CARD_EXPIRED = "card_expired"
     UNTRUSTED_CLOCK = "untrusted_clock"
     NO_VALID_LIMITS = "no_valid_limits"
@@ -68,6 +69,12 @@ _EXPLANATIONS = {
         "Cancel",
         "The card was taken away too early. Please tap again.",
         "卡片离开过早，请重新轻触。",
+    ),
+    Reason.ISSUER_SLOW: Explanation(
+        "91",
+        "UnreachableHost",
+        "The card's issuer is being asked. Please tap again.",
+        "正在向发卡方确认，请再次轻触。",
     ),
     Reason.CARD_EXPIRED: Explanation("54", "InvalidCard", "The card has expired.", "卡片已过期。"),
     Reason.UNTRUSTED_CLOCK: Explanation(

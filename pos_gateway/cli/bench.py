@@ -11,9 +11,12 @@ import typer
 
 from pos_gateway.cli.terminal import Json, emit
 from pos_gateway.lab.journal_bench import bench_journal
+from pos_gateway.lab.pos_bench import bench_pos
 from pos_gateway.lab.rest_bench import bench_rest
 from pos_gateway.lab.snapshot_bench import bench_snapshot
-from pos_gateway.lab.tap_bench import bench_tap
+from pos_gateway.lab.sync_bench import bench_sync
+from pos_gateway.lab.tap_bench import DRIVERS, bench_tap
+from pos_gateway.lab.tap_under_sync_bench import bench_taps_under_sync
 
 app = typer.Typer(no_args_is_help=True, help="Measure, side by side with the bare cost.")
 
@@ -26,14 +29,19 @@ def bench() -> None:
 @app.command()
 def tap(
     taps: Annotated[int, typer.Option(min=1, max=100_000, help="How many to measure.")] = 500,
+    reader: Annotated[
+        str, typer.Option(help=f"Over which driver: {' or '.join(DRIVERS)}.", show_default=True)
+    ] = "virtual",
     folder: Annotated[
         Path | None, typer.Option(help="On which disk the journal lies.", exists=True, file_okay=False)
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """A tap over the real PC/SC stack: card and reader, the gateway's own share, and the ratio of that
-    share to the RSA checks and one durable append alone."""
-    data = bench_tap(taps, folder)
+    """A tap over the real PC/SC stack or nfcpy: card and reader, the gateway's own share, and the ratio of
+    that share to the RSA checks and one durable append alone; its APDUs, and why each is needed."""
+    if reader not in DRIVERS:
+        raise typer.BadParameter(f"one of {', '.join(DRIVERS)}")
+    data = bench_tap(taps, folder, reader)
     emit(data, _text(data), as_json=as_json)
 
 
@@ -90,6 +98,82 @@ def journal(
     emit(data, _journal_text(data), as_json=as_json)
 
 
+class Books(Enum):
+    """Which database a ledger keeps its books in."""
+
+    SQLITE = "sqlite"
+    POSTGRES = "postgres"
+
+
+@app.command()
+def sync(
+    backlog: Annotated[
+        int, typer.Option(min=1000, max=10_000_000, help="How many payments wait for the ledger.")
+    ] = 100_000,
+    ledger: Annotated[Books, typer.Option(help="Which database the ledger's books are in.")] = Books.SQLITE,
+    cards: Annotated[int, typer.Option(min=2, max=100_000, help="How many cards made them.")] = 2000,
+    with_taps: Annotated[
+        bool,
+        typer.Option(
+            "--with-taps", help="What a tap costs meanwhile, instead: the books are in SQLite then."
+        ),
+    ] = False,
+    folder: Annotated[
+        Path | None,
+        typer.Option(help="On which disk journal and books lie.", exists=True, file_okay=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """A long backlog brought to the ledger over TLS: end to end, what verifying costs part by part, and
+    posting beside a server-side INSERT … SELECT of the same rows."""
+    if with_taps:
+        data = bench_taps_under_sync(backlog, cards, folder=folder, progress=_tell_progress)
+        emit(data, _taps_text(data), as_json=as_json)
+        return
+    data = bench_sync(
+        backlog, cards, postgresql=ledger is Books.POSTGRES, folder=folder, progress=_tell_progress
+    )
+    emit(data, _sync_text(data), as_json=as_json)
+
+
+def _taps_text(data: dict[str, Any]) -> str:
+    lines = [
+        f"{data['backlog']} payments synchronised beside the taps, {data['synchronised_per_s']}/s",
+        f"{'':8}{'taps':>8}{'own share p50':>16}{'p99 µs':>10}{'whole tap p50':>16}{'p99 µs':>10}",
+    ]
+    for name in ("before", "during"):
+        told = data[name]
+        own, whole = told["own_share_us"], told["tap_us"]
+        lines.append(
+            f"{name:8}{told['taps']:>8}{own['p50']:>16}{own['p99']:>10}{whole['p50']:>16}{whole['p99']:>10}"
+        )
+    lines.append(f"own share, during ÷ before: {data['ratio']} (aim: ≤ {data['target_ratio']})")
+    return "\n".join(lines)
+
+
+def _tell_progress(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _sync_text(data: dict[str, Any]) -> str:
+    whole, posting = data["end_to_end"], data["posting"]
+    lines = [
+        f"{data['backlog']} payments of {data['cards']} cards, books in {data['ledger']}",
+        f"end to end {whole['presentments_per_s']}/s ({whole['us_per_record']} µs each)",
+        "verifying a record, µs on one core:",
+        *(f"  {name.replace('_', ' '):24}{cost:>9}" for name, cost in data["verification_us"].items()),
+        "posting a record, µs (CPU of the ledger's process):",
+        *(
+            f"  {name:24}{cost['wall']:>9}  ({cost['cpu']})"
+            for name, cost in posting["steps_us_per_record"].items()
+        ),
+        f"posting {posting['per_s']}/s ({posting['us_per_record']} µs each), "
+        f"INSERT … SELECT {posting['insert_select_per_s']}/s ({posting['insert_select_us_per_record']} µs): "
+        f"ratio {posting['ratio']} (aim: ≥ {posting['target_ratio']})",
+    ]
+    return "\n".join(lines)
+
+
 def _journal_text(data: dict[str, Any]) -> str:
     lines = [
         f"{data['records']} records before, opened in {data['open_s']} s; {data['record_bytes']} bytes each",
@@ -111,6 +195,11 @@ def _journal_text(data: dict[str, Any]) -> str:
         widths = zip(columns, (11, 10, 8, 13, 9, 10, 10), strict=True)
         line = f"{waiting:>8}" + "".join(f"{told[column]:>{width}}" for column, width in widths)
         lines.append(line + (f"   (aim: ≥ {told['target_ratio']} × append)" if told["target_ratio"] else ""))
+    for together, told in data["sqlite_alone"].items():
+        lines.append(
+            f"SQLite alone, {together} rows a commit: {told['records_per_s']} records/s, "
+            f"{told['ratio_to_append']} × append, {told['cpu_us_each']} µs CPU each"
+        )
     costs = ", ".join(f"{name.replace('_', ' ')} {cost}" for name, cost in data["costs_us"].items())
     return "\n".join([*lines, f"of a record's own cost, µs: {costs}"])
 
@@ -118,12 +207,13 @@ def _journal_text(data: dict[str, Any]) -> str:
 class Protocol(Enum):
     """What POS software speaks."""
 
+    NEXO = "nexo"
     REST = "rest"
 
 
 @app.command()
 def pos(
-    protocol: Annotated[Protocol, typer.Option(help="The interface to measure.")] = Protocol.REST,
+    protocol: Annotated[Protocol, typer.Option(help="The interface to measure.")] = Protocol.NEXO,
     taps: Annotated[int, typer.Option(min=1, max=100_000, help="How many to measure of each kind.")] = 200,
     folder: Annotated[
         Path | None, typer.Option(help="On which disk the journal lies.", exists=True, file_okay=False)
@@ -132,7 +222,7 @@ def pos(
 ) -> None:
     """What a POS interface adds: the gateway's own share of a payment that a POS asks for over HTTPS, and its
     ratio to that of the same tap begun without it."""
-    data = bench_rest(taps, folder)
+    data = bench_rest(taps, folder) if protocol is Protocol.REST else bench_pos(taps, folder)
     emit(data, _pos_text(data), as_json=as_json)
 
 
@@ -140,14 +230,17 @@ def _pos_text(data: dict[str, Any]) -> str:
     names = {
         "card_and_reader_us": "card and reader",
         "own_share_without_us": "own share without the protocol",
-        "own_share_us": "own share",
+        "own_share_us": "own share, plain messages",
+        "own_share_encrypted_us": "own share, encrypted messages",
     }
     lines = [f"{data['taps']} taps each way, µs", f"{'':34}{'p50':>10}{'p99':>10}"]
-    lines += [f"{name:34}{data[key]['p50']:>10}{data[key]['p99']:>10}" for key, name in names.items()]
-    lines.append(
-        f"own share ÷ own share without the protocol: {data['own_share_ratio']}"
-        f" (aim: ≤ {data['target_ratio']})"
-    )
+    lines += [
+        f"{name:34}{data[key]['p50']:>10}{data[key]['p99']:>10}" for key, name in names.items() if key in data
+    ]
+    ratios = f"{data['own_share_ratio']} plain"
+    if "own_share_ratio_encrypted" in data:
+        ratios += f", {data['own_share_ratio_encrypted']} encrypted"
+    lines.append(f"own share ÷ own share without the protocol: {ratios} (aim: ≤ {data['target_ratio']})")
     return "\n".join(lines)
 
 
@@ -156,11 +249,14 @@ def _text(data: dict[str, Any]) -> str:
         "tap_us": "a whole tap",
         "card_and_reader_us": "  of it card and reader",
         "own_share_us": "  of it the gateway's own share",
+        "own_cpu_us": "    and its processor time",
         "bare_apdus_us": "the same APDUs back to back",
         "rsa_checks_us": "the RSA checks alone",
         "append_fdatasync_us": "one raw append + fdatasync",
     }
-    lines = [f"{data['taps']} taps of {data['apdus_per_tap']} APDUs, µs", f"{'':34}{'p50':>10}{'p99':>10}"]
+    lines = [f"{number}. {apdu['command']}  {apdu['why']}" for number, apdu in enumerate(data["apdus"], 1)]
+    lines.append(f"{data['taps']} taps of {data['apdus_per_tap']} APDUs over {data['driver']}, µs")
+    lines.append(f"{'':34}{'p50':>10}{'p99':>10}")
     lines += [f"{name:34}{data[key]['p50']:>10}{data[key]['p99']:>10}" for key, name in names.items()]
     lines.append(
         f"own share ÷ (RSA checks + fdatasync): {data['own_share_ratio']} (aim: ≤ {data['target_ratio']})"

@@ -20,8 +20,9 @@ from pos_gateway.errors import AuthenticationFailed, Conflict, InvalidInput, Not
 from pos_gateway.gateway.config import Home, load_applications, load_settings
 from pos_gateway.gateway.identity import load_enrolment
 from pos_gateway.gateway.program import ca_public_key, local_now
-from pos_gateway.gateway.readers.pcsc import PcscReader, list_readers
+from pos_gateway.gateway.readers.models import load_models
 from pos_gateway.gateway.readers.port import CardChannel
+from pos_gateway.gateway.readers.source import Readers
 from pos_gateway.money import currency
 
 app = typer.Typer(no_args_is_help=True, help="Look at a card, or at the transcript of one.")
@@ -61,7 +62,8 @@ def read(
         limit_digest=bytes(16),
     )
     aids = load_applications().aids
-    device = PcscReader(reader or _first_reader(), response_timeout_s=settings.card.exchange_timeout_s)
+    here = Readers(load_models(Home(home).readers), paths=settings.reader.frontends)
+    device = here.open(reader or _first(here), settings.card.exchange_timeout_s)
     try:
         channel = device.wait_for_card(wait_s)
         if channel is None:
@@ -123,8 +125,8 @@ def _probe(channel: CardChannel, probe: Sale, aids: tuple[bytes, ...]) -> tuple[
     return card, Transcript.of(card, answer)
 
 
-def _first_reader() -> str:
-    names = list_readers()
+def _first(readers: Readers) -> str:
+    names = readers.names()
     if not names:
         raise ReaderUnavailable("no reader is connected", advice="run pos-gateway doctor")
     return names[0]

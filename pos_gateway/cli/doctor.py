@@ -23,7 +23,14 @@ from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.journal import JournalReader
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.local_client import ask
-from pos_gateway.gateway.readers.pcsc import list_readers
+from pos_gateway.gateway.readers.models import Way, load_models
+from pos_gateway.gateway.readers.probe import probe
+from pos_gateway.gateway.readers.source import Readers
+from pos_gateway.gateway.readers.system import (
+    kernel_modules_in_the_way,
+    load_driver_options,
+    unreachable_frontends,
+)
 from pos_gateway.limits.header import Freshness
 from pos_gateway.records import Kind
 
@@ -55,6 +62,9 @@ def doctor(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
         "enrolment": _enrolment,
         "certificate": _certificate,
         "reader": _reader,
+        "reader rights": _reader_rights,
+        "kernel modules": _kernel_modules,
+        "lights": _lights,
         "disk": _disk,
         "journal": _journal,
         "clock": _clock,
@@ -115,7 +125,7 @@ def _certificate(home: Home) -> Finding:
 
 def _reader(home: Home) -> Finding:
     try:
-        names = list_readers()
+        names = _readers(home).names()
     except ReaderUnavailable as error:
         return Finding(
             Health.FAIL,
@@ -129,6 +139,54 @@ def _reader(home: Home) -> Finding:
             "plug the reader in; if its light stays dark try another cable or port",
         )
     return Finding(Health.OK, ", ".join(names))
+
+
+def _readers(home: Home) -> Readers:
+    return Readers(load_models(home.readers), paths=load_settings(home).reader.frontends)
+
+
+def _reader_rights(home: Home) -> Finding:
+    closed = unreachable_frontends(load_models(home.readers))
+    if closed:
+        return Finding(
+            Health.FAIL,
+            "this user may not open " + ", ".join(f"{name} ({device.node})" for device, name in closed),
+            "pos-gateway reader configure --apply (as root) installs the udev rules; then "
+            "udevadm control --reload && udevadm trigger, and put the user into the group plugdev",
+        )
+    return Finding(Health.OK, "nothing that nfcpy drives is closed to this user")
+
+
+def _kernel_modules(home: Home) -> Finding:
+    loaded = kernel_modules_in_the_way()
+    if loaded:
+        return Finding(
+            Health.WARN,
+            f"{', '.join(loaded)} loaded: they take readers away from pcscd and nfcpy",
+            f"modprobe -r {' '.join(reversed(loaded))}; pos-gateway reader configure --apply (as root) keeps "
+            "them away",
+        )
+    return Finding(Health.OK, "none that takes readers away")
+
+
+def _lights(home: Home) -> Finding:
+    timeout_s = load_settings(home).card.exchange_timeout_s
+    dark: list[str] = []
+    lit: list[str] = []
+    for found in _readers(home).found():
+        if found.model is None or found.driver != "pcsc" or Way.CONTROL not in found.model.ways:
+            continue
+        told = probe(_readers(home), found, response_timeout_s=timeout_s)
+        (dark if told.commands == "refused" else lit).append(found.model.name)
+    if dark:
+        option = load_driver_options().escape
+        return Finding(
+            Health.WARN,
+            f"escape commands are not allowed: {', '.join(sorted(set(dark)))} shows only its own light",
+            f"pos-gateway reader configure --apply (as root) sets bit 0x{option.bit:04X} of {option.key} in "
+            f"{option.info_plist}; then systemctl restart pcscd",
+        )
+    return Finding(Health.OK, f"reached on {', '.join(lit)}" if lit else "no reader here takes commands")
 
 
 def _disk(home: Home) -> Finding:

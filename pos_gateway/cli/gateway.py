@@ -1,4 +1,4 @@
-"""`gateway serve|enroll|status|synchronise|confirm-time`: the shop's side."""
+"""`gateway serve|enroll|status|synchronise|confirm-time|pos`: the shop's side."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ import typer
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
 from pos_gateway.cli.staff import setup_code
 from pos_gateway.cli.terminal import Json, announce, emit
-from pos_gateway.errors import Conflict
-from pos_gateway.gateway.config import Home
+from pos_gateway.errors import Conflict, Unavailable
+from pos_gateway.gateway.config import Home, load_settings
 from pos_gateway.gateway.enrolling import enroll as enroll_gateway
+from pos_gateway.gateway.identity import load_enrolment
 from pos_gateway.gateway.local_client import ask
+from pos_gateway.gateway.nexo.lanes import PoiNames
+from pos_gateway.gateway.nexo.setup import NexoFiles
 from pos_gateway.gateway.program import serve as serve_gateway
 
 if TYPE_CHECKING:
@@ -127,6 +130,56 @@ def confirm_time(
     emit(data, "The time is confirmed, and journalled.", as_json=as_json)
 
 
+@app.command()
+def pos(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
+    """What POS software needs to know: address, certificate, and the POIID of every lane."""
+    place = Home(home)
+    settings = load_settings(place).nexo
+    files = NexoFiles(place.nexo)
+    names = PoiNames(load_enrolment(place.enrolment).enrolment.terminal_id, settings.pois)
+    try:
+        lanes = [lane["name"] for lane in ask(place, "GET", "/v1/status")["lanes"]]
+    except Unavailable:
+        lanes = []
+    told = [
+        (lane, names.poi_id(lane)) for lane in dict.fromkeys([*lanes, *settings.pois.values()]) or ["lane-1"]
+    ]
+    running = files.address.exists()
+    data = {
+        "enabled": settings.enabled,
+        "running": running,
+        "address": files.address.read_text().strip()
+        if running
+        else f"https://{settings.host}:{settings.port}",
+        "certificate": str(files.certificate),
+        "plain": settings.plain,
+        "api_key": files.api_key.exists(),
+        "encrypted": files.passphrase.exists(),
+        "key_identifier": settings.key_identifier,
+        "key_version": settings.key_version,
+        "lanes": [{"lane": lane, "poi_id": poi_id} for lane, poi_id in told if poi_id is not None],
+    }
+    lines = [
+        f"{data['address']}" + ("" if running else " (not running)" if settings.enabled else " (turned off)"),
+        f"  trust: {files.certificate}",
+        *(f"  {lane}: POIID {poi_id}" for lane, poi_id in told if poi_id is not None),
+    ]
+    emit(data, "\n".join(lines), as_json=as_json)
+
+
+def _forecast(data: dict[str, Any]) -> str:
+    if data["stopped"]:
+        return f"nothing more can be approved ({data['first']})"
+    at_unix_ms = data["first_at_unix_ms"]
+    when = (
+        f", about {datetime.fromtimestamp(at_unix_ms / 1000, UTC):%Y-%m-%d %H:%M} UTC" if at_unix_ms else ""
+    )
+    return (
+        f"{data['amount_left']} in up to {data['count_left']} payments of at most {data['per_tap_cap']}; "
+        f"first comes {data['first']}{when}"
+    )
+
+
 def _text(data: dict[str, Any]) -> str:
     line, queue, snapshot = data["line"], data["queue"], data["snapshot"]
     up = {True: "up", False: f"down ({line['problem']})", None: "not tried yet"}[line["up"]]
@@ -135,6 +188,7 @@ def _text(data: dict[str, Any]) -> str:
         f"  line to the ledger: {up}",
         f"  waiting for the ledger: {queue['count']} payments, {queue['amount']} of at most {queue['cap']}",
         f"  limits: {snapshot['sentence'] if snapshot else 'none yet: nothing can be approved'}",
+        f"  without a line: {_forecast(data['forecast'])}",
     ]
     if queue["oldest_at_unix_ms"]:
         age_s = int(time.time()) - queue["oldest_at_unix_ms"] // 1000

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from pos_gateway.cli.ledger_keys import app as keys_app
+from pos_gateway.cli.ledger_reserve import conflict_app, repayment_app, review_app, vault_app
 from pos_gateway.cli.places import LEDGER_HOME, LedgerHome
 from pos_gateway.cli.terminal import Json, announce, emit, emit_rows
 from pos_gateway.enrolment import Merchant
@@ -40,6 +41,10 @@ app.add_typer(snapshot_app, name="snapshot")
 app.add_typer(gateway_app, name="gateway")
 app.add_typer(certificate_app, name="certificate")
 app.add_typer(keys_app, name="keys")
+app.add_typer(repayment_app, name="repayment")
+app.add_typer(vault_app, name="vault")
+app.add_typer(review_app, name="review")
+app.add_typer(conflict_app, name="conflict")
 
 Reason = Annotated[str, typer.Option(help="Kept with the decision, at most 200 characters.")]
 By = Annotated[str, typer.Option(help="Who decides; the user of this computer if not said.")]
@@ -134,11 +139,23 @@ def _lines(file: Path) -> Iterator[Iterator[bytes]]:
 def serve(
     host: Annotated[str, typer.Option(help="Where to listen.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 for any free one.")] = DEFAULT_PORT,
+    verifiers: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=64,
+            help="In how many processes presentments are verified; 0 for none beside this one. One for "
+            "each core if not said, none on a single core.",
+        ),
+    ] = None,
     home: LedgerHome = LEDGER_HOME,
     as_json: Json = False,
 ) -> None:
     """Serve gateways until Ctrl-C."""
-    with Ledger.open(home) as ledger:
+    if verifiers is None:
+        cores = len(os.sched_getaffinity(0))
+        verifiers = cores if cores > 1 else 0
+    with Ledger.open(home, verifiers=verifiers) as ledger:
 
         def on_ready(bound_port: int) -> None:
             address = f"https://{host}:{bound_port}"
@@ -204,6 +221,20 @@ def list_accounts(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None
     emit_rows("accounts", columns, rows, as_json=as_json, empty="No account yet.")
 
 
+@account_app.command("limit")
+def limit_account(
+    account_id: str,
+    limit: Annotated[str, typer.Argument(help="Like 3000.00; funds in the vault come on top.")],
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """Another limit. A cut takes effect as far as nothing owed or reserved needs more, and completes by
+    itself."""
+    with Ledger.open(home) as ledger:
+        account = ledger.set_line(account_id, ledger.currency.parse(limit))
+    emit(_account(account), _account_text(account), as_json=as_json)
+
+
 @token_app.command("issue")
 def issue_token(
     account_id: str,
@@ -237,6 +268,45 @@ def block_token(token_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = F
 def unblock_token(token_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
     """Lift a block."""
     _set_status(token_id, TokenStatus.ACTIVE, home, as_json=as_json)
+
+
+@token_app.command("close")
+def close_token(token_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Close a token for ever. Shops learn of it with the next snapshot, or at once with `snapshot urgent`."""
+    _set_status(token_id, TokenStatus.CLOSED, home, as_json=as_json)
+
+
+@token_app.command("replace")
+def replace_token(
+    token_id: str,
+    out: Annotated[
+        Path, typer.Option(help="Where the new card's personalisation is written: secret, mode 0600.")
+    ],
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """Close a token for ever and issue another one to the same account."""
+    if out.exists():
+        raise Conflict(f"{out} exists already", advice="a card's keys are never written over another's")
+    with Ledger.open(home) as ledger:
+        issued = ledger.replace_token(token_id)
+    _write_secret(out, issued.personalisation.to_json())
+    token = issued.token
+    data = _token(token) | {"personalisation": str(out), "replaces": token_id}
+    emit(data, f"Token {token.id} (•••• {token.last4}) replaces {token_id}; see {out}.", as_json=as_json)
+
+
+@snapshot_app.command("urgent")
+def publish_urgent(home: LedgerHome = LEDGER_HOME, as_json: Json = False) -> None:
+    """Take back at once what tokens may not use any more that were blocked or closed since the last
+    snapshot. Nothing else changes: no new ceilings, no longer validity. `ledger serve` does it by itself
+    when a clone is proven."""
+    with Ledger.open(home) as ledger:
+        published = ledger.publish_urgent()
+    if published is None:
+        emit({"version": None}, "There is nothing to take back.", as_json=as_json)
+    else:
+        _emit_published(published, as_json=as_json)
 
 
 @snapshot_app.command("prepare")
@@ -330,7 +400,7 @@ def show_gateway(gateway_id: str, home: LedgerHome = LEDGER_HOME, as_json: Json 
 def suspend_gateway(
     gateway_id: str, reason: Reason, by: By = "", home: LedgerHome = LEDGER_HOME, as_json: Json = False
 ) -> None:
-    """Take nothing from a gateway for now: it keeps its certificate and what waits on it."""
+    """Hold all that a gateway presents from now on for review: `ledger review`. It keeps its certificate."""
     _act(gateway_id, Action.SUSPEND, by, reason, home, as_json=as_json)
 
 
@@ -443,7 +513,11 @@ def _account(account: Account) -> dict[str, Any]:
         "holder": account.holder,
         "currency": account.currency,
         "limit_minor": account.limit_minor,
+        "target_limit_minor": account.target_limit_minor,
         "outstanding_minor": account.outstanding_minor,
+        "uncleared_minor": account.uncleared_minor,
+        "vault_minor": account.vault_minor,
+        "vault_leaving_minor": account.vault_leaving_minor,
         "reserve_minor": account.reserve_minor,
         "free_minor": account.free_minor,
         "tokens": [_token(token) for token in account.tokens],
@@ -458,6 +532,15 @@ def _account_text(account: Account) -> str:
         f"reserved for shops off the network {Money(account.reserve_minor, unit)}, "
         f"free {Money(account.free_minor, unit)}",
     ]
+    if account.limit_minor != account.target_limit_minor:
+        lines.append(f"  the limit is on its way down to {Money(account.target_limit_minor, unit)}")
+    if account.uncleared_minor:
+        lines.append(f"  paid, and may still be taken back: {Money(account.uncleared_minor, unit)}")
+    if account.vault_minor:
+        lines.append(
+            f"  in the vault {Money(account.vault_minor, unit)}, of which "
+            f"{Money(account.vault_leaving_minor, unit)} wait to leave"
+        )
     lines += [f"  token {t.id} •••• {t.last4}, {t.status.value}" for t in account.tokens]
     return "\n".join(lines)
 

@@ -81,6 +81,46 @@ def threshold(role: RoleArgument, needed: int, home: LedgerHome = LEDGER_HOME, a
 
 
 @app.command()
+def online(
+    new: Annotated[bool, typer.Option("--new", help="Make one more.")] = False,
+    retire: Annotated[str | None, typer.Option(help="Id of a key to take away.")] = None,
+    home: LedgerHome = LEDGER_HOME,
+    as_json: Json = False,
+) -> None:
+    """The keys on this server that sign grants and notes, within what the limit keys allow.
+
+    A new key signs once limits that name it are published and the older one is retired.
+    """
+    with Ledger.open(home) as ledger:
+        if retire is not None:
+            ledger.online_keys.retire(retire)
+        if new:
+            ledger.online_keys.create()
+        terms = ledger.online_terms()
+        keys = [
+            {"key_id": key.id, "public_key": key.public.hex(), "named": key.public in terms.keys}
+            for key in ledger.online_keys.all()
+        ]
+    data = {
+        "keys": keys,
+        "per_tap_cap_minor": terms.per_tap_cap_minor,
+        "grant_life_s": terms.grant_life_s,
+        "note_life_s": terms.note_life_s,
+        "unsynchronised_amount_cap_minor": terms.unsynchronised_amount_cap_minor,
+    }
+    lines = [
+        f"{key['key_id']}  {'named by the limits in force' if key['named'] else 'not published yet'}"
+        for key in keys
+    ]
+    bounds = (
+        f"The limits in force let them sign grants for {terms.grant_life_s} s and notes for "
+        f"{terms.note_life_s} s,\nno tap above {terms.per_tap_cap_minor}, "
+        f"{terms.unsynchronised_amount_cap_minor} unsynchronised at one gateway (minor units)."
+    )
+    emit(data, "\n".join([*lines, bounds] if terms.keys else lines or ["No online keys."]), as_json=as_json)
+
+
+@app.command()
 def sign(
     file: Annotated[Path, typer.Argument(help="limits.json, targets.json or root.json.", dir_okay=False)],
     key: Annotated[list[Path], typer.Option(help="A private key, ROLE-….pem; may be given again.")],

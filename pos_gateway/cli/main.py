@@ -24,14 +24,18 @@ NOUNS: Final = (
     "journal",
     "snapshot",
     "proof",
+    "conflict",
     "reader",
     "card",
     "offer",
     "ledger",
     "bench",
+    "simulate",
     "doctor",
 )
-"""Each is a module beside this one, with an `app`."""
+"""Each is a module beside this one, with an `app`, or by itself a command."""
+
+_COMMANDS: Final = ("simulate", "doctor")
 
 
 def _version(wanted: bool) -> None:
@@ -56,8 +60,8 @@ def build(arguments: Sequence[str]) -> typer.Typer:
     wanted = [noun for noun in NOUNS if noun in arguments[:1]] or NOUNS
     for noun in wanted:
         module = importlib.import_module(f"pos_gateway.cli.{noun}")
-        if noun == "doctor":
-            app.command()(module.doctor)
+        if noun in _COMMANDS:
+            app.command()(getattr(module, noun))
         else:
             app.add_typer(module.app, name=noun)
     return app

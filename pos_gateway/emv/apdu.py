@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-from pos_gateway.emv import tlv
+from pos_gateway.emv import application, tlv
 from pos_gateway.errors import InvalidCardData, InvalidInput
 
 SW_OK: Final = 0x9000
@@ -17,6 +17,8 @@ INS_GET_PROCESSING_OPTIONS: Final = 0xA8
 INS_READ_RECORD: Final = 0xB2
 INS_GENERATE_AC: Final = 0xAE
 INS_GET_RESPONSE: Final = 0xC0
+INS_GET_DATA: Final = 0xCA
+INS_PUT_DATA: Final = 0xDA
 
 TAG_COMMAND_TEMPLATE: Final = 0x83
 CDA_REQUESTED: Final = 0x10
@@ -153,6 +155,17 @@ def generate_ac(kind: CryptogramKind, cdol_values: bytes, *, cda: bool) -> Comma
     """GENERATE AC; with `cda` the answer is to be signed (EMV 4.3 Book 3 §6.5.5)."""
     p1 = kind.value | (CDA_REQUESTED if cda else 0)
     return Command(0x80, INS_GENERATE_AC, p1, 0x00, cdol_values, MAX_LE)
+
+
+def put_note(data: bytes) -> Command:
+    """PUT DATA of the note (DF01) with its issuer's MAC (after EMV 4.3 Book 3 Annex E; `note`)."""
+    return Command(0x84, INS_PUT_DATA, application.TAG_NOTE >> 8, application.TAG_NOTE & 0xFF, data)
+
+
+def get_log() -> Command:
+    """GET DATA of the card's short log (DF14)."""
+    tag = application.TAG_LOG
+    return Command(0x80, INS_GET_DATA, tag >> 8, tag & 0xFF, le=MAX_LE)
 
 
 def get_response(length: int) -> Command:

@@ -7,6 +7,7 @@ Everything that the card, the gateway and the issuer must agree on to the byte s
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
@@ -24,6 +25,7 @@ TAG_CEILING: Final = 0xDF10
 TAG_LIMIT_DIGEST: Final = 0xDF11
 TAG_SALE_ID: Final = 0xDF12
 TAG_PLAN_DIGEST: Final = 0xDF13
+TAG_LOG: Final = 0xDF14
 
 PDOL: Final = bytes.fromhex("9F0206 9F0306 9F1A02 9505 5F2A02 9A03 9C01 9F3704")
 CDOL1: Final = bytes.fromhex(
@@ -38,6 +40,14 @@ NO_PLAN: Final = bytes(DIGEST_BYTES)
 """The plan digest of a payment without instalments."""
 
 TRANSACTION_TYPE_PURCHASE: Final = 0x00
+TRANSACTION_TYPE_RETURN: Final = 0x21
+"""Unused allowance goes back to the issuer: points of the counter line claimed, no money owed."""
+TRANSACTION_TYPE_INQUIRY: Final = 0x31
+"""The card asks its issuer for a note."""
+ISSUER_TERMINAL: Final = "ISSUER"
+ISSUER_MERCHANT: Final = "ISSUER"
+ISSUER_CATEGORY: Final = "0000"
+"""Whom a cryptogram names that is addressed to the issuer; no shop is ever called so."""
 
 IAD_BYTES: Final = 32
 _IAD_FORMAT: Final = 0x01
@@ -156,6 +166,17 @@ class Iad:
         return cls(data[1], data[2], data[3:8], data[8:16], data[16:24])
 
 
+def bound_by_second(first: Mapping[int, bytes], second: Mapping[int, bytes]) -> dict[int, bytes]:
+    """What a second cryptogram binds: the values of CDOL1, and in their place those of CDOL2.
+
+    Raises:
+        InvalidCardData: the unpredictable number is not that of the first.
+    """
+    if second[0x9F37] != first[0x9F37]:
+        raise InvalidCardData("another unpredictable number than before", where="CDOL2 values")
+    return {**first, **second}
+
+
 def cvr(*, holder_verified_on_device: bool) -> bytes:
     return bytes([_CVR_CDCVM_PERFORMED if holder_verified_on_device else 0]) + bytes(_CVR_BYTES - 1)
 
@@ -172,7 +193,8 @@ def counter_bytes(counter: int) -> bytes:
 
 
 def previous_digest(cdol1_values: bytes) -> bytes:
-    """The 8 bytes by which the next TC points back to this one."""
+    """The 8 bytes by which the next TC points back to this one, whether the first GENERATE AC gave it or
+    the second."""
     return hashlib.sha256(b"pos-gateway previous TC\0" + cdol1_values).digest()[:_PREVIOUS_DIGEST_BYTES]
 
 

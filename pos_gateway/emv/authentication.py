@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 
 from pos_gateway.emv import tlv
 from pos_gateway.emv.apdu import CryptogramKind
-from pos_gateway.emv.application import Iad
+from pos_gateway.emv.application import Iad, bound_by_second
 from pos_gateway.emv.dialogue import CardRead, CryptogramAnswer, pan_digits
 from pos_gateway.errors import AuthenticationFailed
 
@@ -137,7 +137,8 @@ class AuthenticatedCard:
 class Cryptogram:
     """What the card answered. `authentic` is False for an AAC, which nobody signs: evidence of nothing.
 
-    `bound`: the CDOL1 values by tag that an authentic cryptogram binds.
+    `bound`: the values by tag that an authentic cryptogram binds: those of CDOL1, and after a second
+    GENERATE AC those of CDOL2 in their place.
     """
 
     kind: CryptogramKind
@@ -182,10 +183,13 @@ def authenticate_cryptogram(card: AuthenticatedCard, answer: CryptogramAnswer) -
 
     Raises:
         AuthenticationFailed: steps `SDAD`, `CID`, `transaction data hash`.
-        InvalidCardData: no readable IAD, or CDOL1 values that do not fit the card's CDOL1.
+        InvalidCardData: no readable IAD, or values that do not fit the card's CDOL1 or CDOL2.
     """
     elements = answer.elements
     bound = tlv.split_dol(card.card.cdol1, answer.cdol1_values, where="CDOL1 values")
+    if answer.cdol2_values:
+        second = tlv.split_dol(card.card.cdol2, answer.cdol2_values, where="CDOL2 values")
+        bound = bound_by_second(bound, second)
     iad = Iad.from_bytes(elements.get(0x9F10, b""))
     atc = int.from_bytes(elements[0x9F36], "big")
     signature = elements.get(0x9F4B)
@@ -195,7 +199,7 @@ def authenticate_cryptogram(card: AuthenticatedCard, answer: CryptogramAnswer) -
         raise AuthenticationFailed("the cryptogram is not signed", step=STEP_SDAD)
     dynamic = recover_dynamic_data(card.icc_key, signature, bound[0x9F37])
     check_cid(dynamic, elements)
-    check_transaction_data(dynamic, card.card.pdol_values + answer.cdol1_values, elements)
+    check_transaction_data(dynamic, card.card.pdol_values + answer.sent, elements)
     if elements.get(0x9F26, dynamic.ac) != dynamic.ac:
         raise AuthenticationFailed("the cryptogram beside it is another", step=STEP_SDAD)
     return Cryptogram(answer.kind, True, atc, dynamic.ac, iad, bound)

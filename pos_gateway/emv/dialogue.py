@@ -16,6 +16,7 @@ from typing import Final, TypeVar
 
 from pos_gateway.emv import apdu, application, tlv
 from pos_gateway.emv.apdu import CryptogramKind
+from pos_gateway.emv.note import LogEntry, parse_log
 from pos_gateway.emv.schemes import scheme_of
 from pos_gateway.errors import CardNotSupported, InvalidCardData
 
@@ -32,6 +33,7 @@ _SIGNED_TAGS: Final = (0x5A, 0x5F34, 0x5F24, 0x5F25, 0x9F07, 0x9F42, 0x8C, 0x8D,
 """What our cards keep in the records that count for offline data authentication."""
 _CERTIFICATE_TAGS: Final = (0x8F, 0x90, 0x9F32, 0x9F46, 0x9F47)
 _OUR_CDOL1: Final = frozenset(tlv.parse_dol(application.CDOL1))
+_OUR_CDOL2: Final = frozenset(tlv.parse_dol(application.CDOL2))
 
 Result = TypeVar("Result")
 Dialogue = Generator[bytes, bytes, Result]
@@ -59,7 +61,7 @@ class RecordRead:
 class CardRead:
     """What a card of ours told about itself; nothing of it is authenticated yet.
 
-    `elements`: tag → value of all records. `cdol1`: its CDOL1, parsed. The repr shows no card data.
+    `elements`: tag → value of all records. `cdol1`, `cdol2`: parsed. The repr shows no card data.
     """
 
     aid: bytes
@@ -70,6 +72,7 @@ class CardRead:
     records: tuple[RecordRead, ...] = field(repr=False)
     elements: Mapping[int, bytes] = field(repr=False)
     cdol1: tuple[tlv.DolEntry, ...] = field(repr=False)
+    cdol2: tuple[tlv.DolEntry, ...] = field(repr=False)
 
     @property
     def pan(self) -> str:
@@ -110,11 +113,20 @@ class CardRead:
 
 @dataclass(frozen=True, slots=True)
 class CryptogramAnswer:
-    """The answer to GENERATE AC: `answer` is the whole template 77, `elements` its contents in order."""
+    """The answer to GENERATE AC: `answer` is the whole template 77, `elements` its contents in order.
+
+    `cdol2_values`: what the second GENERATE AC sent, when this answers that one; else empty.
+    """
 
     cdol1_values: bytes = field(repr=False)
     answer: bytes = field(repr=False)
     elements: Mapping[int, bytes] = field(repr=False)
+    cdol2_values: bytes = field(default=b"", repr=False)
+
+    @property
+    def sent(self) -> bytes:
+        """All that this cryptogram covers of what GENERATE AC sent: CDOL1 values, then CDOL2 values."""
+        return self.cdol1_values + self.cdol2_values
 
     @property
     def kind(self) -> CryptogramKind:
@@ -144,9 +156,7 @@ def read_card(terminal_elements: Mapping[int, bytes], aids: Sequence[bytes]) -> 
         CardNotSupported: the card carries none of `aids`; nothing was read.
         InvalidCardData: an answer breaks the rules, or a status word refuses; names which command.
     """
-    aid, fci = yield from _select_application(aids)
-    proprietary = _child(fci, 0xA5, "FCI").children
-    pdol = tlv.parse_dol(_unique(proprietary, "FCI, tag A5").get(0x9F38, b""), where="tag 9F38")
+    aid, pdol = yield from _select_application(aids)
     pdol_values = tlv.fill_dol(pdol, terminal_elements)
 
     data = yield from _ask(apdu.get_processing_options(pdol_values), "GET PROCESSING OPTIONS")
@@ -183,6 +193,46 @@ def request_cryptogram(
     if rank.index(answer.kind) > rank.index(kind):
         raise InvalidCardData(f"{answer.kind.name} given where {kind.name} was asked", where="GENERATE AC")
     return answer
+
+
+def request_second_cryptogram(
+    card: CardRead, first: CryptogramAnswer, elements: Mapping[int, bytes]
+) -> Dialogue[CryptogramAnswer]:
+    """After an ARQC, the second GENERATE AC: ask for a TC over `elements`, as the card's CDOL2 wants them
+    (EMV 4.3 Book 3 §10.11). A card decides once more: it may give an AAC.
+
+    Raises:
+        InvalidCardData: the answer breaks the rules, is neither TC nor AAC, or a status word refuses.
+    """
+    values = tlv.fill_dol(card.cdol2, elements)
+    data = yield from _ask(apdu.generate_ac(CryptogramKind.TC, values, cda=True), "second GENERATE AC")
+    answer = cryptogram_answer(first.cdol1_values, data, values)
+    if answer.kind is CryptogramKind.ARQC:
+        raise InvalidCardData("ARQC given a second time", where="second GENERATE AC")
+    return answer
+
+
+def write_note(data: bytes) -> Dialogue[None]:
+    """Hand the card a note with its issuer's MAC (`note.command_data`).
+
+    Raises:
+        InvalidCardData: the card refuses it.
+    """
+    yield from _ask(apdu.put_note(data), "PUT DATA")
+
+
+def read_log() -> Dialogue[tuple[LogEntry, ...]]:
+    """The card's short log, oldest first. Nothing signs it: it is a hint where gaps come from, never
+    evidence. A card gives it only in a session in which it has given a TC, its counter in clear.
+
+    Raises:
+        InvalidCardData: no log, or one that breaks the rules.
+    """
+    data = yield from _ask(apdu.get_log(), "GET DATA")
+    objects = tlv.parse(data, where="GET DATA")
+    if len(objects) != 1 or objects[0].tag != application.TAG_LOG:
+        raise InvalidCardData("must be one log", where="GET DATA")
+    return parse_log(objects[0].value)
 
 
 def card_from_records(
@@ -227,10 +277,11 @@ def card_from_records(
     for tag, length in ((0x5F34, 1), (0x9F42, 2)):
         if len(elements[tag]) != length or not elements[tag].hex().isdecimal():
             raise InvalidCardData(f"must be {2 * length} digits", where=f"tag {tag:X}")
-    return CardRead(aid, pdol_values, aip, afl, note, records, elements, _cdol1(elements[0x8C]))
+    cdol1, cdol2 = _cdol1(elements[0x8C]), _cdol2(elements[0x8D])
+    return CardRead(aid, pdol_values, aip, afl, note, records, elements, cdol1, cdol2)
 
 
-def cryptogram_answer(cdol1_values: bytes, answer: bytes) -> CryptogramAnswer:
+def cryptogram_answer(cdol1_values: bytes, answer: bytes, cdol2_values: bytes = b"") -> CryptogramAnswer:
     """Read the answer to GENERATE AC (EMV 4.3 Book 3 §6.5.5.4, format 2).
 
     Raises:
@@ -246,7 +297,7 @@ def cryptogram_answer(cdol1_values: bytes, answer: bytes) -> CryptogramAnswer:
         _sized(elements, 0x9F26, 8, where)
     else:
         _required(elements, 0x9F4B, where)
-    return CryptogramAnswer(cdol1_values, answer, elements)
+    return CryptogramAnswer(cdol1_values, answer, elements, cdol2_values)
 
 
 @lru_cache(maxsize=64)  # cards of one issuer all have the same
@@ -325,8 +376,18 @@ def _cdol1(value: bytes) -> tuple[tlv.DolEntry, ...]:
     return cdol1
 
 
-def _select_application(aids: Sequence[bytes]) -> Dialogue[tuple[bytes, tuple[tlv.Tlv, ...]]]:
-    """The DF name of the application selected, and its FCI."""
+@lru_cache(maxsize=64)
+def _cdol2(value: bytes) -> tuple[tlv.DolEntry, ...]:
+    """A CDOL2 that asks for all of ours: a grant must be bound, too."""
+    cdol2 = tlv.parse_dol(value, where="tag 8D")
+    if not _OUR_CDOL2.issubset(cdol2):
+        tag = min(_OUR_CDOL2.difference(cdol2)).tag
+        raise InvalidCardData(f"does not ask for tag {tag:X} in full", where="tag 8D")
+    return cdol2
+
+
+def _select_application(aids: Sequence[bytes]) -> Dialogue[tuple[bytes, tuple[tlv.DolEntry, ...]]]:
+    """The DF name of the application selected, and its PDOL."""
     for aid in aids:
         response = yield from _exchange(apdu.select(aid), "SELECT")
         if response.sw == apdu.SW_OK:
@@ -350,14 +411,16 @@ def _select_application(aids: Sequence[bytes]) -> Dialogue[tuple[bytes, tuple[tl
     raise CardNotSupported(f"this card is not supported: {whose}", scheme=scheme)
 
 
-def _selected(data: bytes, aid: bytes) -> tuple[bytes, tuple[tlv.Tlv, ...]]:
+@lru_cache(maxsize=64)  # all cards of an application answer the same
+def _selected(data: bytes, aid: bytes) -> tuple[bytes, tuple[tlv.DolEntry, ...]]:
     fci = _template(data, 0x6F, "SELECT")
     name = _child(fci, 0x84, "FCI").value
     if not name.startswith(aid):
         raise InvalidCardData("another application answered than was selected", where="tag 84")
     if len(name) > 16:
         raise InvalidCardData(f"{len(name)} bytes are no AID", where="tag 84")
-    return name, fci
+    proprietary = _unique(_child(fci, 0xA5, "FCI").children, "FCI, tag A5")
+    return name, tlv.parse_dol(proprietary.get(0x9F38, b""), where="tag 9F38")
 
 
 def _directory(data: bytes) -> list[bytes]:

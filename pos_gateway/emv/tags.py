@@ -125,6 +125,7 @@ TABLE: Final = {
         Tag(application.TAG_LIMIT_DIGEST, "Digest of the limit record relied on", _B, False, "data sheet"),
         Tag(application.TAG_SALE_ID, "Sale id", _B, False, "data sheet"),
         Tag(application.TAG_PLAN_DIGEST, "Digest of the instalment plan", _B, False, "data sheet"),
+        Tag(application.TAG_LOG, "Log of the latest TCs", _B, True, "data sheet"),
     )
 }
 

@@ -36,6 +36,8 @@ STEP_DDA: Final = "dynamic data"
 STEP_APPLICATION: Final = "application"
 
 _MAGIC: Final = b"PGT1"
+_MAGIC_SECOND: Final = b"PGT2"
+"""Of a dialogue that ended with a second GENERATE AC."""
 _MAX_FIELD_BYTES: Final = 4096
 _MAX_RECORDS: Final = 64
 _BYTE_FIELDS: Final = (
@@ -106,6 +108,7 @@ class Transcript:
             pdol_values=card.pdol_values,
             records=card.records,
             cdol1_values=answer.cdol1_values if answer else None,
+            cdol2_values=answer.cdol2_values or None if answer else None,
             answer=answer.answer if answer else None,
             ca_key=ca_key,
         )
@@ -129,21 +132,26 @@ class Transcript:
         """
         if self.cdol1_values is None or self.answer is None:
             raise InvalidCardData("CDOL1 values and answer are needed", where="transcript")
-        return cryptogram_answer(self.cdol1_values, self.answer)
+        return cryptogram_answer(self.cdol1_values, self.answer, self.cdol2_values or b"")
 
     def to_bytes(self) -> bytes:
         """`PGT1`, then AID, AIP, AFL, PDOL values, CDOL1 values, answer and the records in the order of
-        the AFL, each as a two-byte length and its bytes.
+        the AFL, each as a two-byte length and its bytes. `PGT2`, when the answer is that to the second
+        GENERATE AC: then the CDOL2 values stand before it.
 
         Raises:
             InvalidInput: the dialogue is not complete; only a whole one has this form.
         """
-        parts = (self.aid, self.aip, self.afl, self.pdol_values, self.cdol1_values, self.answer)
+        second = self.cdol2_values
+        parts = [self.aid, self.aip, self.afl, self.pdol_values, self.cdol1_values]
+        parts += [self.answer] if second is None else [second, self.answer]
         fields = [part for part in parts if part is not None]
         if len(fields) != len(parts) or not self.records:
             raise InvalidInput("only a complete dialogue has a binary form", where="transcript")
         fields += [record.data for record in self.records]
-        return _MAGIC + b"".join([len(part).to_bytes(2, "big") + part for part in fields])
+        return (_MAGIC if second is None else _MAGIC_SECOND) + b"".join(
+            [len(part).to_bytes(2, "big") + part for part in fields]
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Transcript:
@@ -152,18 +160,20 @@ class Transcript:
             InvalidMessage: not this form.
             InvalidCardData: the AFL in it is none.
         """
-        if data[:4] != _MAGIC:
+        if data[:4] not in (_MAGIC, _MAGIC_SECOND):
             raise InvalidMessage("not a transcript", where="byte 0")
+        second = int(data[:4] == _MAGIC_SECOND)
         fields: list[bytes] = []
         at = 4
         while at < len(data):
             length = int.from_bytes(data[at : at + 2], "big")
-            if at + 2 + length > len(data) or len(fields) == 6 + _MAX_RECORDS:
+            if at + 2 + length > len(data) or len(fields) == 6 + second + _MAX_RECORDS:
                 raise InvalidMessage("cut off, or too many fields", where=f"byte {at}")
             fields.append(data[at + 2 : at + 2 + length])
             at += 2 + length
-        if len(fields) < 7:
-            raise InvalidMessage(f"{len(fields)} fields, expected at least 7", where=f"byte {at}")
+        if len(fields) < 7 + second:
+            raise InvalidMessage(f"{len(fields)} fields, expected at least {7 + second}", where=f"byte {at}")
+        cdol2_values = fields.pop(5) if second else None
         aid, aip, afl, pdol_values, cdol1_values, answer, *contents = fields
         places = parse_afl(afl)
         if len(places) != len(contents):
@@ -174,6 +184,7 @@ class Transcript:
             afl=afl,
             pdol_values=pdol_values,
             cdol1_values=cdol1_values,
+            cdol2_values=cdol2_values,
             answer=answer,
             records=tuple(
                 RecordRead(sfi, number, content, signed)
@@ -310,7 +321,9 @@ class _Verification:
             cdol1 = tlv.parse_dol(self.elements[0x8C], where="tag 8C")
             self.bound = tlv.split_dol(cdol1, transcript.cdol1_values, where="cdol1_values")
         if transcript.answer is not None:
-            self.answer = cryptogram_answer(transcript.cdol1_values or b"", transcript.answer)
+            self.answer = cryptogram_answer(
+                transcript.cdol1_values or b"", transcript.answer, transcript.cdol2_values or b""
+            )
         return ""
 
     def _ca_key(self) -> str:

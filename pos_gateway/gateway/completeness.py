@@ -12,7 +12,8 @@ to T is acknowledged or in this batch. What could break it, and what is held aga
   ledger's own clock said, by the issuer's tolerance too.
 
 The order matters: latest recorded time first, then the open payments, then the queue. A payment is open
-before it looks at the latest recorded time, and in the queue before it is closed.
+before it looks at the latest recorded time, and in the queue before it is closed. Nothing is claimed if a
+manager confirmed the clock in between.
 """
 
 from __future__ import annotations

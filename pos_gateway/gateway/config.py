@@ -6,29 +6,21 @@ overrides single values. Every error names file, key and line.
 
 from __future__ import annotations
 
-import difflib
+import hashlib
 import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Final, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, Field, model_validator
 
 import pos_gateway
 from pos_gateway.authorization.policy import Policy
+from pos_gateway.emv.authentication import MAX_KEY_BYTES, CaPublicKey
 from pos_gateway.errors import InvalidConfiguration, InvalidInput
+from pos_gateway.gateway.toml_file import Section, load
 from pos_gateway.money import MAX_AMOUNT_MINOR, currency
-
-_MAX_FILE_BYTES: Final = 256 * 1024
-
-Model = TypeVar("Model", bound=BaseModel)
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def _currency_code(code: str) -> str:
@@ -46,6 +38,12 @@ def _pattern(text: str) -> str:
     return text
 
 
+def _frontend(text: str) -> str:
+    if re.fullmatch(r"tty:[A-Za-z0-9]+:(pn532|arygon)|udp:[a-z0-9.]+:[0-9]{1,5}", text) is None:
+        raise ValueError('"tty:PORT:pn532", "tty:PORT:arygon" or "udp:HOST:PORT"')
+    return text
+
+
 def _aid(text: str) -> str:
     if re.fullmatch(r"(?:[0-9A-F]{2}){5,16}", text, re.ASCII | re.IGNORECASE) is None:
         raise ValueError("an AID is 5 to 16 bytes in hexadecimal (ISO/IEC 7816-4)")
@@ -58,65 +56,107 @@ def _printer(text: str) -> str:
     return text
 
 
+def _hexadecimal(text: str, what: str, least: int, most: int) -> str:
+    digits = "".join(text.split()).upper()
+    if re.fullmatch(rf"(?:[0-9A-F]{{2}}){{{least},{most}}}", digits, re.ASCII) is None:
+        length = f"{least}" if least == most else f"{least} to {most}"
+        raise ValueError(f"{what} is {length} bytes in hexadecimal")
+    return digits
+
+
+def _rid(text: str) -> str:
+    return _hexadecimal(text, "a RID", 5, 5)
+
+
+def _one_byte(text: str) -> str:
+    return _hexadecimal(text, "an index", 1, 1)
+
+
+def _modulus(text: str) -> str:
+    return _hexadecimal(text, "a CAPK's modulus", 64, MAX_KEY_BYTES)
+
+
+def _sha1(text: str) -> str:
+    return _hexadecimal(text, "a checksum", 20, 20)
+
+
 _Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT_MINOR)]
 _Seconds = Annotated[int, Field(ge=1, le=366 * 86_400)]
 
 
-class Terminal(_Section):
+class Terminal(Section):
     country_numeric: int = Field(ge=1, le=999)
     currency: Annotated[str, AfterValidator(_currency_code)]
     cvm_limit_minor: _Amount
 
 
-class Caps(_Section):
+class Caps(Section):
     per_tap_cap_minor: _Amount
     unsynchronised_amount_cap_minor: _Amount
     unsynchronised_count_cap: int = Field(ge=0)
     unsynchronised_age_cap_s: _Seconds
 
 
-class Clock(_Section):
+class Clock(Section):
     tolerance_s: int = Field(ge=0, le=86_400)
 
 
-class Card(_Section):
+class Card(Section):
     present_timeout_s: _Seconds
     exchange_timeout_s: _Seconds
     removal_timeout_s: _Seconds
 
 
-class ReaderChoice(_Section):
+class ReaderChoice(Section):
     name_pattern: Annotated[str, AfterValidator(_pattern)]
+    frontends: tuple[Annotated[str, AfterValidator(_frontend)], ...] = Field(max_length=16, strict=False)
 
 
-class Http(_Section):
+class Http(Section):
     host: str = Field(min_length=1)
     port: int = Field(ge=0, le=65_535)
     names: tuple[str, ...] = Field(max_length=32, strict=False)
     certificate: str = Field(max_length=4096)
 
 
-class StaffSettings(_Section):
+class StaffSettings(Section):
     idle_lock_s: _Seconds
     session_s: _Seconds
 
 
-class PrinterSettings(_Section):
+class PrinterSettings(Section):
     address: Annotated[str, AfterValidator(_printer)]
     columns: int = Field(ge=24, le=64)
 
 
-class SynchroniserSettings(_Section):
+class SynchroniserSettings(Section):
     interval_s: _Seconds
     warn_share_percent: int = Field(ge=0, le=100)
 
 
-class JournalSettings(_Section):
+class GrantSettings(Section):
+    budget_ms: int = Field(ge=0, le=60_000)
+    write_notes: bool
+
+
+class JournalSettings(Section):
     headroom_bytes: int = Field(ge=0)
     keep_days: int = Field(ge=1, le=36_600)
 
 
-class Settings(_Section):
+class Nexo(Section):
+    """The interface for POS software. `pois`: POIID → lane; empty gives every lane a POIID of its own."""
+
+    enabled: bool
+    host: str = Field(min_length=1)
+    port: int = Field(ge=0, le=65_535)
+    plain: bool
+    key_identifier: str = Field(min_length=1, max_length=64)
+    key_version: int = Field(ge=0, le=1 << 31)
+    pois: dict[Annotated[str, Field(min_length=1, max_length=64)], str]
+
+
+class Settings(Section):
     """`terminal.toml` with the overrides of `gateway.toml`."""
 
     terminal: Terminal
@@ -128,7 +168,9 @@ class Settings(_Section):
     staff: StaffSettings
     printer: PrinterSettings
     synchroniser: SynchroniserSettings
+    grants: GrantSettings
     journal: JournalSettings
+    nexo: Nexo
 
     def policy(self) -> Policy:
         """The shop's own bounds, as the decision takes them."""
@@ -142,7 +184,7 @@ class Settings(_Section):
         )
 
 
-class Application(_Section):
+class Application(Section):
     aid: Annotated[str, AfterValidator(_aid)]
     name: str = Field(min_length=1, max_length=64)
 
@@ -151,10 +193,36 @@ class Application(_Section):
         return bytes.fromhex(self.aid)
 
 
-class Applications(_Section):
-    """`applications.toml`: what a till selects, in order of preference."""
+class CaKeyEntry(Section):
+    """A CAPK (EMV 4.3 Book 2 §5.2, §11.2.1)."""
+
+    rid: Annotated[str, AfterValidator(_rid)]
+    index: Annotated[str, AfterValidator(_one_byte)]
+    modulus: Annotated[str, AfterValidator(_modulus)]
+    exponent: Literal[3, 65537]
+    expires: date
+    checksum: Annotated[str, AfterValidator(_sha1)]
+    """SHA-1 of RID, index, modulus and exponent, as schemes and issuers print it beside the key."""
+
+    @model_validator(mode="after")
+    def _holds(self) -> CaKeyEntry:
+        exponent = self.exponent.to_bytes((self.exponent.bit_length() + 7) // 8, "big")
+        data = bytes.fromhex(self.rid + self.index + self.modulus) + exponent
+        if hashlib.sha1(data, usedforsecurity=False).hexdigest() != self.checksum.lower():
+            raise ValueError("the checksum does not fit the key: a digit was mistyped")
+        return self
+
+    def public_key(self) -> CaPublicKey:
+        rid, index = bytes.fromhex(self.rid), int(self.index, 16)
+        return CaPublicKey(rid, index, int(self.modulus, 16), self.exponent, self.expires)
+
+
+class Applications(Section):
+    """`applications.toml`: what a till selects, in order of preference, and the CAPKs it trusts beside
+    those its issuer gave it at enrolment."""
 
     application: tuple[Application, ...] = Field(min_length=1, max_length=16, strict=False)
+    ca_key: tuple[CaKeyEntry, ...] = Field(default=(), max_length=64, strict=False)
 
     @property
     def aids(self) -> tuple[bytes, ...]:
@@ -223,6 +291,16 @@ class Home:
         return self.path / "receipts.sqlite3"
 
     @property
+    def readers(self) -> Path:
+        """Reader models that this shop describes itself, beside those that come with the program."""
+        return self.path / "readers"
+
+    @property
+    def nexo(self) -> Path:
+        """The folder of the POS interface: see `gateway.nexo.setup`."""
+        return self.path / "nexo"
+
+    @property
     def address(self) -> Path:
         """Where the running gateway tells how its local API is reached."""
         return self.path / "address"
@@ -246,10 +324,10 @@ def load_settings(home: Home, firmware: Path | None = None) -> Settings:
     Raises:
         InvalidConfiguration: names file, key and line, and the nearest known key.
     """
-    files = [_read((firmware or firmware_config()) / "terminal.toml")]
+    paths = [(firmware or firmware_config()) / "terminal.toml"]
     if home.overrides.exists():
-        files.append(_read(home.overrides))
-    return _validate(Settings, files)
+        paths.append(home.overrides)
+    return load(Settings, paths)
 
 
 def load_applications(firmware: Path | None = None) -> Applications:
@@ -257,116 +335,4 @@ def load_applications(firmware: Path | None = None) -> Applications:
     Raises:
         InvalidConfiguration: names file, key and line.
     """
-    return _validate(Applications, [_read((firmware or firmware_config()) / "applications.toml")])
-
-
-@dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    text: str
-    content: dict[str, Any]
-
-    def holds(self, keys: Sequence[str | int]) -> bool:
-        node: Any = self.content
-        for key in keys:
-            try:
-                node = node[key]
-            except (KeyError, IndexError, TypeError):
-                return False
-        return True
-
-    def where(self, keys: Sequence[str | int]) -> str:
-        """Where the key stands, or the nearest thing above it that stands anywhere."""
-        for length in range(len(keys), 0, -1):
-            line = _line_of(self.text, keys[:length])
-            if line is not None:
-                return f"{self.path} line {line}"
-        return str(self.path)
-
-
-def _read(path: Path) -> _File:
-    try:
-        data = path.read_bytes()
-        if len(data) > _MAX_FILE_BYTES:
-            raise InvalidConfiguration(f"over {_MAX_FILE_BYTES} bytes", where=str(path))
-        text = data.decode()
-        return _File(path, text, tomllib.loads(text))
-    except OSError as error:
-        raise InvalidConfiguration(f"cannot be read: {error.strerror}", where=str(path)) from None
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InvalidConfiguration("not UTF-8", where=f"{path} line {line}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise InvalidConfiguration(f"not TOML: {error}", where=str(path)) from None
-
-
-def _validate(model: type[Model], files: Sequence[_File]) -> Model:
-    merged: dict[str, Any] = {}
-    for file in files:
-        merged = _overlay(merged, file.content)
-    try:
-        return model.model_validate(merged)
-    except ValidationError as caught:
-        errors = caught.errors(include_url=False, include_context=False)
-    # A misspelt key is both unknown and missing; the first is the better news.
-    error = next((e for e in errors if e["type"] == "extra_forbidden"), errors[0])
-    keys = error["loc"]
-    name = ".".join(str(key) for key in keys)
-    file = next((f for f in reversed(files) if f.holds(keys)), files[0])
-    if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(keys[-1]), _known_keys(model, keys[:-1]), n=1, cutoff=0.6)
-        advice = f"did you mean {near[0]!r}?" if near else "remove it"
-        raise InvalidConfiguration(f"unknown key {name!r}", where=file.where(keys), advice=advice)
-    if error["type"] == "missing":
-        raise InvalidConfiguration(f"key {name!r} is missing", where=file.where(keys[:-1]))
-    reason = error["msg"].removeprefix("Value error, ")
-    raise InvalidConfiguration(f"key {name!r}: {reason}", where=file.where(keys))
-
-
-def _overlay(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    merged = dict(below)
-    for key, value in above.items():
-        known = merged.get(key)
-        merged[key] = _overlay(known, value) if isinstance(known, dict) and isinstance(value, dict) else value
-    return merged
-
-
-def _known_keys(model: type[BaseModel], keys: Sequence[str | int]) -> list[str]:
-    for key in keys:
-        if isinstance(key, str):
-            inner = next(_models_in(model.model_fields[key].annotation), None)
-            if inner is None:
-                return []
-            model = inner
-    return list(model.model_fields)
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif get_origin(annotation) in (tuple, Annotated, Union, UnionType):
-        for argument in get_args(annotation):
-            yield from _models_in(argument)
-
-
-_HEADER: Final = re.compile(r"\s*\[(\[?)\s*([^\[\]#]+?)\s*\]")
-_KEY: Final = re.compile(r"""\s*["']?([A-Za-z0-9_-]+)["']?\s*=""")
-
-
-def _line_of(text: str, keys: Sequence[str | int]) -> int | None:
-    """The line on which a key or table begins; plain layouts only, which is what people write."""
-    wanted = tuple(keys)
-    table: tuple[str | int, ...] = ()
-    counts: dict[str, int] = {}
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := _HEADER.match(line):
-            name = header[2]
-            table = tuple(name.split("."))
-            if header[1]:
-                table += (counts.setdefault(name, 0),)
-                counts[name] += 1
-            if table == wanted or table[:-1] == wanted:
-                return number
-        elif (key := _KEY.match(line)) and (*table, key[1]) == wanted:
-            return number
-    return None
+    return load(Applications, [(firmware or firmware_config()) / "applications.toml"])

@@ -115,6 +115,7 @@ class SnapshotFeed:
         self._listener = listener
         self._trust = Trust(folder / METADATA, enrolment.trusted_root)
         self._mutex = threading.RLock()
+        self._one_merge = threading.Lock()
         self._stop = threading.Event()
         self._merging: threading.Thread | None = None
         self._whole_wanted = False
@@ -190,26 +191,27 @@ class SnapshotFeed:
             Unavailable: the disk refuses.
             Stopped: by `close`; the next merge begins anew.
         """
-        layers = self._current
-        if layers is None or layers.delta is None:
-            return False
-        path = self._folder / f".{whole_file(layers.version).name}{_MERGING}"
-        try:
-            self._write_merged(layers.base, layers.delta, path)
-            with self._mutex:
-                if self._current is layers:
-                    merged = Layers(self._open(path))
-                    self._store(path, whole_file(layers.version))
-                    self._use(merged)
-        except (AuthenticationFailed, InvalidSnapshot):
-            self._whole_wanted = True
-            raise
-        except OSError as error:
-            raise _disk_trouble(error) from None
-        finally:
-            path.unlink(missing_ok=True)
-            self._show(None)
-        return True
+        with self._one_merge:
+            layers = self._current
+            if layers is None or layers.delta is None:
+                return False
+            path = self._folder / f".{whole_file(layers.version).name}{_MERGING}"
+            try:
+                self._write_merged(layers.base, layers.delta, path)
+                with self._mutex:
+                    if self._current is layers:
+                        merged = Layers(self._open(path))
+                        self._store(path, whole_file(layers.version))
+                        self._use(merged)
+            except (AuthenticationFailed, InvalidSnapshot):
+                self._whole_wanted = True
+                raise
+            except OSError as error:
+                raise _disk_trouble(error) from None
+            finally:
+                path.unlink(missing_ok=True)
+                self._show(None)
+            return True
 
     def close(self) -> None:
         """Stop what is under way and wait for its end, though not for a network that is silent. What was

@@ -66,6 +66,8 @@ class JournalView:
     refused: tuple[Refusal, ...] = ()
     epoch: str = ""
     again: Again | None = None
+    clock_confirmations: int = 0
+    """How often the latest time may have been set back; to be compared, it means nothing by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,8 @@ class Waiting(NamedTuple):
     at_unix_ms: int
     exposed_minor: int
     about: bytes | None = None
+    online: bool = False
+    """Did it rely on a grant or a note?"""
 
 
 class Selection(NamedTuple):
@@ -105,15 +109,18 @@ class RunningView:
         self._last_sequence = 0
         self._queue: OrderedDict[bytes, Waiting] = OrderedDict()
         self._amount_minor = 0
+        self._online_amount_minor = 0
         self._latest_at_unix_ms = 0
         self._snapshot_version = 0
         self._root_version = 0
         self._last_acknowledged_at_unix_ms: int | None = None
         self._intervals: dict[str, list[tuple[int, int, bytes]]] = {}
+        self._declined_claims: dict[str, list[tuple[int, int, bytes]]] = {}
         self._refused: dict[bytes, Refusal] = {}
         self._refused_value: tuple[Refusal, ...] = ()
         self._epoch = ""
         self._again: Again | None = None
+        self._clock_confirmations = 0
 
     def add(
         self, sequence: int, record_id: bytes, kind: Kind, about: bytes | None, facts: Mapping[str, Any]
@@ -123,16 +130,24 @@ class RunningView:
         at_unix_ms: int = facts["at_unix_ms"]
         if at_unix_ms > self._latest_at_unix_ms or kind is Kind.CLOCK_CONFIRMATION:
             self._latest_at_unix_ms = at_unix_ms
+        self._clock_confirmations += kind is Kind.CLOCK_CONFIRMATION
         if kind is Kind.AUTHORIZATION:
             amount_minor: int = facts["amount_minor"]
-            self._queue[record_id] = Waiting(sequence, kind, amount_minor, at_unix_ms, amount_minor)
-            self._amount_minor += amount_minor
+            online = facts.get("limit_source") in _ONLINE_SOURCES
+            self._queue[record_id] = Waiting(
+                sequence, kind, amount_minor, at_unix_ms, amount_minor, online=online
+            )
+            self._expose(amount_minor, online=online)
             self.add_claim(facts["token_key"], facts["counter_before"], facts["counter_after"], record_id)
         elif kind.corrects and about is not None:
             self._queue[record_id] = Waiting(sequence, kind, facts["amount_minor"], at_unix_ms, 0, about)
             self._take_back(about, facts["amount_minor"])
         elif kind.presented:
             self._queue[record_id] = Waiting(sequence, kind, 0, at_unix_ms, 0)
+        elif kind is Kind.DECLINE and about is not None and "counter_after" in facts:
+            # The card did claim these points, though nobody was paid.
+            claim = (facts["counter_before"], facts["counter_after"], about)
+            self._declined_claims.setdefault(facts["token_key"], []).append(claim)
         elif kind is Kind.ACKNOWLEDGEMENT and about is not None:
             self._last_acknowledged_at_unix_ms = at_unix_ms
             self._acknowledge(about, facts)
@@ -178,7 +193,12 @@ class RunningView:
         oldest = next(iter(self._queue.values()), None)
         return JournalView(
             last_sequence=self._last_sequence,
-            exposure=Exposure(len(self._queue), self._amount_minor, oldest.at_unix_ms if oldest else None),
+            exposure=Exposure(
+                len(self._queue),
+                self._amount_minor,
+                oldest.at_unix_ms if oldest else None,
+                self._online_amount_minor,
+            ),
             latest_at_unix_ms=self._latest_at_unix_ms,
             snapshot_version=self._snapshot_version,
             root_version=self._root_version,
@@ -186,6 +206,7 @@ class RunningView:
             refused=self._refused_value,
             epoch=self._epoch,
             again=self._again,
+            clock_confirmations=self._clock_confirmations,
         )
 
     def select(self, limit: int, passing_over: Collection[bytes]) -> Selection:
@@ -225,10 +246,11 @@ class RunningView:
         return (waiting.sequence for waiting in self._queue.values())
 
     def overlapping(self, token_key: bytes, before: int, after: int) -> tuple[Interval, ...]:
-        """Authorizations of the token that share a point with (before, after] of its counter line.
+        """Claims of the token that share a point with (before, after] of its counter line: authorizations,
+        and what the card claimed in payments that were declined all the same.
 
-        Those of one token share none among themselves (the till declines one that would), so they are
-        in order of their ends too, and few need to be looked at however many there are.
+        Authorizations of one token share none among themselves (the till declines one that would), so
+        they are in order of their ends too, and few need to be looked at however many there are.
         """
         known = self._intervals.get(token_key.hex(), [])
         place = bisect_left(known, (after,))
@@ -236,19 +258,28 @@ class RunningView:
         while place and known[place - 1][1] > before:
             place -= 1
             found.append(Interval(known[place][0], known[place][1], UUID(bytes=known[place][2])))
-        return tuple(reversed(found))
+        found.reverse()
+        for start, end, sale_id in self._declined_claims.get(token_key.hex(), ()):
+            if start < after and before < end:
+                found.append(Interval(start, end, UUID(bytes=sale_id)))
+        return tuple(found)
+
+    def _expose(self, amount_minor: int, *, online: bool) -> None:
+        self._amount_minor += amount_minor
+        if online:
+            self._online_amount_minor += amount_minor
 
     def _take_back(self, about: bytes, amount_minor: int) -> None:
         """Of a payment that the ledger has already, there is nothing left to lose."""
         payment = self._queue.get(about)
         if payment is not None:
             self._queue[about] = payment._replace(exposed_minor=payment.exposed_minor - amount_minor)
-            self._amount_minor -= amount_minor
+            self._expose(-amount_minor, online=payment.online)
 
     def _acknowledge(self, about: bytes, facts: Mapping[str, Any]) -> None:
         waiting = self._queue.pop(about, None)
         if waiting is not None:
-            self._amount_minor -= waiting.exposed_minor
+            self._expose(-waiting.exposed_minor, online=waiting.online)
         verdict = _VERDICTS[facts["verdict"]]
         if verdict.paid:
             changed = bool(self._refused) and self._refused.pop(about, None) is not None
@@ -288,6 +319,8 @@ def _again(next_sequence: int, until_sequence: int) -> Again | None:
 _MOST_LEFT_OUT: Final = 4000
 """More than that and the ledger is far behind anyway; counting them would hold up taps."""
 
+_ONLINE_SOURCES: Final = ("grant", "note")
+
 _VERDICTS: Final = {verdict.value: verdict for verdict in Verdict}
 
 _FIELDS: Final[dict[Kind, dict[str, type]]] = {
@@ -301,6 +334,13 @@ _FIELDS: Final[dict[Kind, dict[str, type]]] = {
     Kind.DECLINE: {"sale_id": str, "at_unix_ms": int},
     Kind.REVERSAL: {"about": str, "amount_minor": int, "at_unix_ms": int},
     Kind.REFUND: {"about": str, "amount_minor": int, "at_unix_ms": int},
+    Kind.RENUNCIATION: {
+        "sale_id": str,
+        "token_key": str,
+        "previous_digest": str,
+        "amount_minor": int,
+        "at_unix_ms": int,
+    },
     Kind.ACKNOWLEDGEMENT: {"about": str, "verdict": str, "reason": str, "at_unix_ms": int},
     Kind.SNAPSHOT_ACTIVATION: {"version": int, "at_unix_ms": int},
     Kind.TRUST_ROTATION: {"root_version": int, "at_unix_ms": int},
@@ -346,7 +386,7 @@ def about(kind: Kind, facts: Mapping[str, Any]) -> UUID | None:
     """Which other record or sale this record speaks of."""
     if kind is Kind.ACKNOWLEDGEMENT or kind.corrects:
         return UUID(facts["about"])
-    if kind is Kind.DECLINE:
+    if kind in (Kind.DECLINE, Kind.RENUNCIATION):
         return UUID(facts["sale_id"])
     if kind is Kind.SHIFT:
         return UUID(facts["shift"])

@@ -15,8 +15,8 @@ import structlog
 
 from pos_gateway.authorization.decision import Decline
 from pos_gateway.authorization.reasons import Reason
-from pos_gateway.errors import PosGatewayError, ReaderUnavailable, Unavailable
-from pos_gateway.gateway.readers.port import Indication, Reader
+from pos_gateway.errors import OutcomeUnknown, PosGatewayError, ReaderUnavailable, Unavailable
+from pos_gateway.gateway.readers.port import CardChannel, Indication, Reader
 from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, Step, Till
 from pos_gateway.instalments import Offer, Quote, quote
 from pos_gateway.money import Currency, Money
@@ -67,6 +67,10 @@ class PaymentView:
     """Where it is, or was, being taken; unknown after a restart."""
     facts: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
     """Of an approval that was just journalled."""
+    online: bool = False
+    """The ledger raised the ceiling for this tap."""
+    doubtful: bool = False
+    """It failed in a way that leaves open whether the journal holds it."""
 
     def as_json(self) -> dict[str, Any]:
         out: dict[str, Any] = {
@@ -108,6 +112,7 @@ class PaymentView:
             token_last4=facts["token_last4"],
             sequence=record.sequence,
             plan=plan_of(facts),
+            online=facts.get("limit_source") == "grant",
         )
 
 
@@ -127,6 +132,8 @@ class Lane:
         show: Callable[[PaymentView], None],
     ) -> None:
         self.name = name
+        self.reader_present = True
+        """Is its reader plugged in? Kept by whoever looks for readers."""
         self._reader = reader
         self._till = till
         self._card_timeout_s = card_timeout_s
@@ -134,7 +141,11 @@ class Lane:
         self._inbox: queue.SimpleQueue[Payment | None] = queue.SimpleQueue()
         self._busy = threading.Lock()
         self._cancelled = threading.Event()
+        self._taken = threading.Lock()
+        """Guards which payment a cancellation is meant for."""
+        self._current: UUID | None = None
         self._card_may_remain = False
+        self._paid: tuple[Approved, CardChannel] | None = None
         self._thread = threading.Thread(target=self._run, name=f"lane {name}", daemon=True)
 
     @property
@@ -158,19 +169,26 @@ class Lane:
             raise Unavailable(
                 f"lane {self.name} is taking another payment", advice="finish or cancel that payment first"
             )
-        self._cancelled.clear()
+        with self._taken:
+            self._current = payment.id
+            self._cancelled.clear()
         view = self._view(payment, State.PRESENT_CARD)
         self._inbox.put(payment)
         return view
 
-    def cancel(self) -> None:
-        """Cancel the payment if no card is being asked; a TC that was given decides otherwise."""
-        self._cancelled.set()
+    def cancel(self, payment_id: UUID) -> None:
+        """Cancel the payment, if it is the one being taken and no card is being asked; a TC that was given
+        decides otherwise."""
+        with self._taken:
+            if payment_id != self._current:
+                return
+            self._cancelled.set()
         self._reader.interrupt()
 
     def close(self) -> None:
         self._inbox.put(None)
-        self.cancel()
+        self._cancelled.set()
+        self._reader.interrupt()
         self._thread.join(timeout=5)
         self._reader.close()
 
@@ -181,6 +199,7 @@ class Lane:
             except PosGatewayError as error:
                 _log.error("payment failed", payment=str(payment.id), reason=error.reason)
                 final = self._view(payment, State.FAILED, message=str(error))
+                final = replace(final, doubtful=isinstance(error, OutcomeUnknown))
             except Exception as error:  # noqa: BLE001 - one payment's bug must not end the lane
                 _log.exception("payment failed", payment=str(payment.id))
                 final = self._view(payment, State.FAILED, message=f"internal error {type(error).__name__}")
@@ -190,6 +209,20 @@ class Lane:
             )
             self._busy.release()
             self._show(final)
+            self._finish()
+
+    def _finish(self) -> None:
+        """What an approval leaves to do with the card, if it is still there; the next payment waits for it
+        in the inbox."""
+        approved, self._paid = self._paid, None
+        if approved is not None:
+            outcome, channel = approved
+            try:
+                self._till.finish(outcome, channel)
+            except Exception:  # noqa: BLE001 - the payment is over: nothing here may end the lane
+                _log.exception("not finished with the card", payment=str(outcome.record.id))
+            finally:
+                channel.close()
 
     def _pay(self, payment: Payment) -> PaymentView:
         deadline = time.monotonic() + self._card_timeout_s
@@ -229,10 +262,15 @@ class Lane:
             return None
         self._card_may_remain = True
         self._reader.indicate(Indication.PROCESSING)
+        outcome: Outcome | None = None
         try:
-            return self._till.tap(payment, channel, lambda step: self._progress(payment, step))
+            outcome = self._till.tap(payment, channel, lambda step: self._progress(payment, step))
+            return outcome
         finally:
-            channel.close()
+            if isinstance(outcome, Approved):
+                self._paid = outcome, channel  # told first, see `_finish`
+            else:
+                channel.close()
 
     def _progress(self, payment: Payment, step: Step) -> None:
         self._show(self._view(payment, State.PROCESSING, step=step.value))

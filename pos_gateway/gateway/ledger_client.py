@@ -29,6 +29,7 @@ from pos_gateway.errors import (
     PosGatewayError,
 )
 from pos_gateway.gateway.fetcher import HttpsRepository, authority_context
+from pos_gateway.inquiry import Inquiry, OnlineAnswer
 from pos_gateway.records import Complete, Record, Verdict, parse_object, presentment_body, sign_batch
 
 _MAX_ANSWER_BYTES: Final = 1024 * 1024
@@ -164,11 +165,7 @@ class LedgerClient:
             InvalidMessage: the verdicts are not exactly those of the batch.
         """
         body = presentment_body(gateway_id, records, complete)
-        headers = {
-            "Pos-Gateway-Id": gateway_id,
-            "Pos-Gateway-Signature": base64.b64encode(sign_batch(body, signer)).decode(),
-        }
-        answer = _object(await self._exchange("POST", "/v1/presentments", body, headers))
+        answer = _object(await self._signed("/v1/presentments", gateway_id, body, signer))
         verdicts = answer.get("verdicts")
         if not isinstance(verdicts, list):
             raise InvalidMessage("no list", where="ledger's answer, field verdicts")
@@ -177,6 +174,21 @@ class LedgerClient:
         if [answer.record_id for answer in answers] != [record.id for record in records]:
             raise InvalidMessage("verdicts of other records than were presented", where="ledger's answer")
         return answers
+
+    async def ask_grant(self, inquiry: Inquiry, signer: Ed25519PrivateKey) -> OnlineAnswer:
+        """Ask the issuer of a card that gave an ARQC. The same inquiry again gets the same answer.
+
+        Raises:
+            AuthenticationFailed: the ledger does not accept this gateway, or the card's proof.
+            Conflict: it knows this sale with other content.
+        """
+        data = await self._signed("/v1/grants", inquiry.gateway_id, inquiry.to_body(), signer)
+        return OnlineAnswer.from_json(data)
+
+    async def ask_note(self, inquiry: Inquiry, signer: Ed25519PrivateKey) -> OnlineAnswer:
+        """A note for a card that gave a TC or ARQC here; raises as `ask_grant`."""
+        data = await self._signed("/v1/notes", inquiry.gateway_id, inquiry.to_body(), signer)
+        return OnlineAnswer.from_json(data)
 
     async def close(self) -> None:
         if self._session is not None:
@@ -188,6 +200,13 @@ class LedgerClient:
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    async def _signed(self, path: str, gateway_id: str, body: bytes, signer: Ed25519PrivateKey) -> bytes:
+        headers = {
+            "Pos-Gateway-Id": gateway_id,
+            "Pos-Gateway-Signature": base64.b64encode(sign_batch(body, signer)).decode(),
+        }
+        return await self._exchange("POST", path, body, headers)
 
     async def _exchange(
         self, method: str, path: str, body: bytes | None = None, headers: Mapping[str, str] | None = None

@@ -2,7 +2,7 @@
 
 Two cheap signs: the kernel tells of links, addresses and routes that changed (netlink), and a bare TCP
 connection to the ledger's port stands. It costs the ledger a handshake of its kernel, no TLS; it is
-tried every few seconds at first, then less often, spread so that shops do not come all at once.
+tried soon at first, then less and less often, spread so that shops do not come all at once.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ Probe = Callable[[], Awaitable[bool]]
 
 _CONNECT_TIMEOUT_S: Final = 3.0
 _STANDS_S: Final = 0.2
-_SOON_S: Final = 2.0
+_SOON_S: Final = 0.25
 _LATER_S: Final = 15.0
-_SLOWER: Final = 1.2
+_SLOWER: Final = 1.5
 _SETTLE_S: Final = 0.5
 # linux/rtnetlink.h: RTMGRP_LINK, RTMGRP_IPV4_IFADDR, RTMGRP_IPV4_ROUTE, RTMGRP_IPV6_IFADDR, RTMGRP_IPV6_ROUTE
 _GROUPS: Final = 0x1 | 0x10 | 0x40 | 0x100 | 0x400

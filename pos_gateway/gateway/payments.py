@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 from uuid import UUID
@@ -72,8 +72,11 @@ class Payments:
         currency: str,
         lane_name: str | None,
         plan: PlanChoice | None = None,
+        reference: Mapping[str, str] | None = None,
+        before_asking: Callable[[], None] = lambda: None,
     ) -> PaymentView:
-        """Begin a payment, or say how it stands if it was begun before.
+        """Begin a payment, or say how it stands if it was begun before. `reference` is journalled with it;
+        `before_asking` is called before a card is asked for a TC, see `till.Payment`.
 
         Raises:
             InvalidMessage: the amount or currency is not one this till takes.
@@ -100,7 +103,12 @@ class Payments:
             self._journal.room(self._headroom_bytes).check()
             lane = self._free_lane(lane_name)
             payment = self._till.new_payment(
-                payment_id, amount_minor, self._journal.last_sequence + 1, self._quote(amount_minor, plan)
+                payment_id,
+                amount_minor,
+                self._journal.last_sequence + 1,
+                self._quote(amount_minor, plan),
+                reference,
+                before_asking,
             )
             try:
                 view = lane.take(payment)
@@ -157,7 +165,7 @@ class Payments:
             view = self.show(payment_id)
             lane = self._lane_of.get(payment_id)
         if lane is not None and not view.state.final:
-            lane.cancel()
+            lane.cancel(payment_id)
         return view
 
     def void(self, payment_id: UUID, correction_id: UUID, reason: str) -> tuple[Record, PaymentView]:
@@ -235,7 +243,8 @@ class Payments:
             except KeyError:
                 known = ", ".join(self._lanes) or "none"
                 raise NotFound("no such lane", advice=f"lanes here: {known}") from None
-        for lane in self._lanes.values():
+        # A lane whose reader was unplugged comes last: its payment waits for the reader to come back.
+        for lane in sorted(self._lanes.values(), key=lambda lane: not lane.reader_present):
             if not lane.busy:
                 return lane
         if not self._lanes:

@@ -12,7 +12,6 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -36,16 +35,18 @@ from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
 from pos_gateway.gateway.history import History
 from pos_gateway.gateway.identity import load_enrolment, load_identity
+from pos_gateway.gateway.issuer_line import IssuerLine, LedgerLine
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.journal_view import Refusals
 from pos_gateway.gateway.lane import Lane, PaymentView, State
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.line import connect_probe
+from pos_gateway.gateway.nexo.interface import PosInterface, open_pos_interface
 from pos_gateway.gateway.page_tls import self_signed, server_context
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.pruner import Pruner
-from pos_gateway.gateway.readers.pcsc import PcscReader, list_readers
-from pos_gateway.gateway.readers.port import Reader
+from pos_gateway.gateway.readers.models import load_models
+from pos_gateway.gateway.readers.source import Readers, ReaderSource
 from pos_gateway.gateway.receipts.contents import Shop
 from pos_gateway.gateway.receipts.desk import Desk, Issued
 from pos_gateway.gateway.receipts.proofs import LimitProofs
@@ -102,6 +103,7 @@ def make_till(
     *,
     clock: Clock = local_now,
     random_bytes: Callable[[int], bytes] = os.urandom,
+    issuer: IssuerLine | None = None,
 ) -> Till:
     """
     Raises:
@@ -112,41 +114,30 @@ def make_till(
             f"is {settings.terminal.currency}, but this gateway was enrolled for {enrolment.currency}",
             where="terminal.currency",
         )
+    applications = load_applications()
     return Till(
         station=station(enrolment),
         policy=settings.policy(),
-        aids=load_applications().aids,
+        aids=applications.aids,
         journal=journal,
         limits=feed.current,
-        ca_keys=[ca_public_key(key) for key in enrolment.ca_keys],
+        ca_keys=[ca_public_key(key) for key in enrolment.ca_keys]
+        + [key.public_key() for key in applications.ca_key],
         token_key_secret=enrolment.token_key_secret,
         sealing_key=X25519PublicKey.from_public_bytes(enrolment.sealing_key),
         clock=clock,
         random_bytes=random_bytes,
+        issuer=issuer,
+        grant_budget_s=settings.grants.budget_ms / 1000,
+        write_notes=settings.grants.write_notes,
     )
 
 
-@dataclass(frozen=True, slots=True)
-class ReaderSource:
-    """Where the gateway finds its readers.
-
-    `names` raises ReaderUnavailable while nobody can say; `open` is given a name and how long a card may
-    take for one answer, in seconds.
-    """
-
-    names: Callable[[], Sequence[str]]
-    open: Callable[[str, float], Reader]
-
-
-PCSC: Final = ReaderSource(
-    list_readers, lambda name, timeout_s: PcscReader(name, response_timeout_s=timeout_s)
-)
-
-
-async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderSource = PCSC) -> None:
+async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderSource | None = None) -> None:
     """Run the gateway until SIGINT or SIGTERM.
 
-    `on_ready` is given the address of the local API once it answers.
+    `on_ready` is given the address of the local API once it answers. `readers`: all of this machine if not
+    said.
 
     Raises:
         NotFound: not enrolled.
@@ -188,7 +179,8 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         def status_changed() -> None:
             loop.call_soon_threadsafe(news.set)
 
-        till = make_till(enrolment, settings, journal, feed)
+        issuer = LedgerLine(client, key, loop, lambda: synchroniser.state.line is not Line.DOWN)
+        till = make_till(enrolment, settings, journal, feed, issuer=issuer)
         refusals = Refusals(journal.view.refused)
 
         def synchronised(_: SynchroniserState) -> None:
@@ -220,8 +212,11 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             rng=random.SystemRandom(),
             renewed=synchroniser.synchronise_now,
         )
+        pos: PosInterface | None = None
 
         def changed(view: PaymentView) -> None:
+            if pos is not None:
+                pos.desk.payment_changed(view)
             hub.publish(Event("payment", view.as_json()))
             if view.state.final:
                 if view.state is State.APPROVED and view.facts is not None:
@@ -234,6 +229,7 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         proofs = stack.enter_context(contextlib.closing(LimitProofs(home.receipts, feed.current)))
         issued = stack.enter_context(contextlib.closing(Issued(home.receipts)))
         proofs.start()
+        pos = await _open_pos(stack, home, settings, enrolment, payments, journal, synchroniser)
 
         def tell_status() -> dict[str, Any]:
             return status(
@@ -243,11 +239,13 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 feed,
                 synchroniser.state,
                 payments,
+                till.singles,
                 now_unix_ms(),
                 certificate=certificates.state(),
             )
 
-        lanes = _LaneKeeper(payments, till, settings, readers, status_changed)
+        source = readers or Readers(load_models(home.readers), paths=settings.reader.frontends).source
+        lanes = _LaneKeeper(payments, till, settings, source, status_changed)
         stack.callback(lanes.close)
         lanes.start()
 
@@ -287,7 +285,16 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 line_is_down=lambda: synchroniser.state.line is Line.DOWN,
             )
         )
-        address = await _listen(stack, app, settings, _page_context(home, settings))
+        address = await _listen(
+            stack, app, settings.http.host, settings.http.port, "http", _page_context(home, settings)
+        )
+        if pos is not None:
+            at = settings.nexo
+            pos.files.address.write_text(
+                await _listen(stack, pos.app, at.host, at.port, "nexo", pos.tls) + "\n"
+            )
+            stack.callback(pos.files.address.unlink, missing_ok=True)
+            stack.push_async_callback(pos.desk.close)
         stack.callback(hub.close)
         home.address.write_text(address + "\n")
         stack.callback(home.address.unlink, missing_ok=True)
@@ -386,10 +393,44 @@ def _page_context(home: Home, settings: Settings) -> ssl.SSLContext | None:
     return server_context(certificate)
 
 
+async def _open_pos(
+    stack: contextlib.AsyncExitStack,
+    home: Home,
+    settings: Settings,
+    enrolment: Enrolment,
+    payments: Payments,
+    journal: Journal,
+    synchroniser: Synchroniser,
+) -> PosInterface | None:
+    """The interface for POS software, with all that an earlier run left open settled; None if it is off."""
+    if not settings.nexo.enabled:
+        return None
+
+    def line_up() -> bool | None:
+        return {Line.UP: True, Line.DOWN: False}.get(synchroniser.state.line)
+
+    pos = await asyncio.to_thread(
+        open_pos_interface,
+        home.nexo,
+        settings.nexo,
+        enrolment,
+        payments,
+        journal,
+        line_up=line_up,
+        now_unix_ms=now_unix_ms,
+    )
+    stack.callback(pos.store.close)
+    return pos
+
+
 async def _listen(
-    stack: contextlib.AsyncExitStack, app: web.Application, settings: Settings, tls: ssl.SSLContext | None
+    stack: contextlib.AsyncExitStack,
+    app: web.Application,
+    host: str,
+    port: int,
+    section: str,
+    tls: ssl.SSLContext | None = None,
 ) -> str:
-    host, port = settings.http.host, settings.http.port
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=2)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
@@ -399,7 +440,7 @@ async def _listen(
     except OSError as error:
         raise Unavailable(
             f"cannot listen on {host} port {port}: {error.strerror}",
-            advice="choose another [http] port in gateway.toml",
+            advice=f"choose another [{section}] port in gateway.toml",
         ) from None
     reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
     return f"{'https' if tls else 'http'}://{reached}:{runner.addresses[0][1]}"
@@ -455,10 +496,15 @@ class _LaneKeeper:
             self._look()
 
     def _look(self) -> None:
-        try:
+        names: Sequence[str] = ()
+        # Nobody can say: `doctor` and the page say so; a payment that needs a reader does too.
+        with contextlib.suppress(ReaderUnavailable):
             names = self._readers.names()
-        except ReaderUnavailable:
-            return  # `doctor` and the page say so; a payment that needs a reader does too
+        for lane in self._payments.lanes:
+            if lane.reader_present is not (lane.reader_name in names):
+                lane.reader_present = lane.reader_name in names
+                _log.info("reader came" if lane.reader_present else "reader left", reader=lane.reader_name)
+                self._changed()
         for name in names:
             if name in self._known or not self._pattern.search(name):
                 continue

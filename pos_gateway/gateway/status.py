@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any, Final
 from uuid import UUID
 
+from pos_gateway.authorization.forecast import forecast
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.enrolment import Enrolment
 from pos_gateway.gateway.certificate import CertificateState
@@ -17,6 +18,7 @@ from pos_gateway.gateway.journal_view import Refusal
 from pos_gateway.gateway.meanings import meaning_of
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.retention import keep_s
+from pos_gateway.gateway.singles import Singles
 from pos_gateway.gateway.synchroniser import Line, SynchroniserState
 from pos_gateway.limits.header import SnapshotHeader, explain_freshness, freshness
 from pos_gateway.limits.layers import Layers
@@ -34,6 +36,7 @@ def status(
     feed: SnapshotFeed,
     synchroniser: SynchroniserState,
     payments: Payments,
+    singles: Singles,
     now_unix_ms: int,
     *,
     certificate: CertificateState | None = None,
@@ -53,7 +56,13 @@ def status(
         "currency_exponent": unit.exponent,
         "now_unix_ms": now_unix_ms,
         "lanes": [
-            {"name": lane.name, "reader": lane.reader_name, "busy": lane.busy} for lane in payments.lanes
+            {
+                "name": lane.name,
+                "reader": lane.reader_name,
+                "present": lane.reader_present,
+                "busy": lane.busy,
+            }
+            for lane in payments.lanes
         ],
         "line": {
             "up": {Line.UP: True, Line.DOWN: False, Line.UNKNOWN: None}[synchroniser.line],
@@ -90,6 +99,8 @@ def status(
         "snapshot_problem": feed.last_error.reason if feed.last_error else "",
         "snapshot_advice": feed.last_error.advice if feed.last_error else "",
         "snapshot_progress": asdict(feed.progress) if feed.progress else None,
+        "singles": singles.summary(now_unix_ms // 1000),
+        "forecast": _forecast(settings, journal, feed.current(), now_unix_ms, unit),
         "certificate": _certificate(certificate) if certificate else None,
         "journal": {
             "sequence": journal.last_sequence,
@@ -103,6 +114,30 @@ def status(
         },
         "refused": [refused(refusal, unit) for refusal in view.refused],
         "recent": _recent(journal, unit),
+    }
+
+
+def _forecast(
+    settings: Settings, journal: Journal, limits: Layers | None, now_unix_ms: int, unit: Currency
+) -> dict[str, Any]:
+    """How much can still be approved without a line, for how long, by which bound first."""
+    found = forecast(
+        exposure=journal.exposure,
+        policy=settings.policy(),
+        header=limits.base.header if limits else None,
+        now_unix_ms=now_unix_ms,
+        clock_high_water_unix_ms=journal.latest_at_unix_ms,
+    )
+    return {
+        "amount_left_minor": found.amount_left_minor,
+        "amount_left": str(Money(found.amount_left_minor, unit)),
+        "count_left": found.count_left,
+        "per_tap_cap_minor": found.per_tap_cap_minor,
+        "per_tap_cap": str(Money(found.per_tap_cap_minor, unit)),
+        "stopped": found.stopped,
+        "first": found.first.name if found.first else None,
+        "first_at_unix_ms": found.first.at_unix_ms if found.first else None,
+        "bounds": [asdict(bound) for bound in found.bounds],
     }
 
 

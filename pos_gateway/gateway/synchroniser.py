@@ -49,8 +49,8 @@ _log = structlog.get_logger(__name__)
 _FIRST_BACKOFF_S: Final = 1.0
 _LONGEST_BACKOFF_S: Final = 60.0
 _IN_FLIGHT: Final = 2
-_FIRST_BATCH_RECORDS: Final = 128
-_SMALLEST_BATCH_RECORDS: Final = 16
+_FIRST_BATCH_RECORDS: Final = 32
+_SMALLEST_BATCH_RECORDS: Final = 8
 _GRACE_S: Final = 5.0
 """After a batch failed, the other one on its way may still come through for so long."""
 _TELL_COMPLETE_EVERY_MS: Final = 300_000
@@ -258,7 +258,7 @@ class Synchroniser:
     async def _next_batch(self) -> tuple[Sequence[Record], Complete | None] | None:
         """The next records that wait, and what can be claimed beside them; None if there is nothing."""
         # In this order: see `completeness`.
-        latest_recorded_unix_ms = self._journal.latest_at_unix_ms
+        before = self._journal.view
         open_unix_ms = self._open_payments.earliest_unix_ms() if self._open_payments is not None else None
         batch = await asyncio.to_thread(
             self._journal.batch, self._batch_records, frozenset(self._on_their_way)
@@ -268,13 +268,14 @@ class Synchroniser:
         complete: Complete | None = None
         if (
             batch.certain
+            and view.clock_confirmations == before.clock_confirmations
             and self._open_payments is not None
             and ledger_unix_ms is not None
             and view.again is None
             and view.epoch
         ):
             until_unix_ms = complete_until(
-                latest_recorded_unix_ms=latest_recorded_unix_ms,
+                latest_recorded_unix_ms=before.latest_at_unix_ms,
                 ledger_unix_ms=ledger_unix_ms,
                 earliest_open_unix_ms=open_unix_ms,
                 earliest_left_out_unix_ms=batch.left_out_unix_ms,

@@ -8,10 +8,12 @@ Everything here is synchronous and runs in the reader's thread; a tap never wait
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from enum import Enum
 from typing import Any, Final, Protocol
@@ -19,6 +21,7 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
+from pos_gateway.authorization.at_hand import AtHand, Source, at_hand, terms_in_force
 from pos_gateway.authorization.decision import (
     Approve,
     Ask,
@@ -26,8 +29,11 @@ from pos_gateway.authorization.decision import (
     Evidence,
     Interval,
     Request,
+    claimed_by,
+    judge_arqc,
     judge_claim,
     judge_cryptogram,
+    judge_grant,
     judge_request,
 )
 from pos_gateway.authorization.policy import Exposure, Policy, clock_is_trusted
@@ -41,8 +47,10 @@ from pos_gateway.emv.application import (
     TAG_PLAN_DIGEST,
     Sale,
     counter_bytes,
+    previous_digest,
 )
 from pos_gateway.emv.authentication import (
+    STEP_TRANSACTION_DATA,
     AuthenticatedCard,
     CaPublicKey,
     Cryptogram,
@@ -50,22 +58,43 @@ from pos_gateway.emv.authentication import (
     authenticate_card,
     authenticate_cryptogram,
 )
-from pos_gateway.emv.dialogue import CardRead, converse, read_card, request_cryptogram
+from pos_gateway.emv.dialogue import (
+    CardRead,
+    CryptogramAnswer,
+    converse,
+    read_card,
+    request_cryptogram,
+    request_second_cryptogram,
+    write_note,
+)
+from pos_gateway.emv.tlv import fill_dol
 from pos_gateway.emv.transcript import Transcript
 from pos_gateway.errors import (
     AuthenticationFailed,
     CardLeft,
     CardNotSupported,
     InvalidCardData,
+    InvalidInput,
     InvalidSnapshot,
+    LedgerUnreachable,
+    OutcomeUnknown,
+    PosGatewayError,
+    ReaderUnavailable,
+    Unavailable,
 )
 from pos_gateway.gateway.completeness import OpenPayments
 from pos_gateway.gateway.corrections import Corrections
+from pos_gateway.gateway.issuer_line import IssuerLine
 from pos_gateway.gateway.readers.port import CardChannel
+from pos_gateway.gateway.singles import Singles
+from pos_gateway.inquiry import Inquiry, OnlineAnswer, Refusal
 from pos_gateway.instalments import Offer, Quote
 from pos_gateway.limits.header import SnapshotHeader, freshness
 from pos_gateway.limits.layers import Layers
+from pos_gateway.limits.note import open_note
 from pos_gateway.limits.record import LimitRecord, token_key
+from pos_gateway.limits.single import Kind as SingleKind
+from pos_gateway.limits.single import SingleLimit, read_single
 from pos_gateway.money import Currency
 from pos_gateway.records import Kind, Record, Seal, uuid7
 
@@ -78,6 +107,7 @@ class Step(Enum):
 
     READING_CARD = "reading_card"
     ASKING_CARD = "asking_card"
+    ASKING_ISSUER = "asking_issuer"
     RECORDING = "recording"
 
 
@@ -94,13 +124,48 @@ class Station:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """The limit record that a card's TC was asked to rely on, and all it was asked to sign."""
+class Relied:
+    """The limit record that a TC was asked to rely on."""
 
     ceiling: int
     limit_digest: bytes
     snapshot_version: int
+    source: Source
+
+
+@dataclass(slots=True)
+class Asked:
+    """What one token was asked to sign for a payment: `first` in CDOL1, and after an ARQC `second` in CDOL2.
+
+    `open`: a TC may have been given that this gateway has not approved. As long as it is, the card is asked
+    exactly the same again, and so gives the same answer again.
+    """
+
+    first: Relied
     elements: Mapping[int, bytes] = field(repr=False)
+    cdol1_values: bytes = field(repr=False)
+    last4: str
+    open: bool = True
+    second: Relied | None = None
+    claimed: Interval | None = None
+    proof: bytes = field(default=b"", repr=False)
+
+    @contextmanager
+    def answered(self) -> Iterator[None]:
+        """A forger's answer is an answer: no TC of the genuine card is out."""
+        try:
+            yield
+        except (AuthenticationFailed, InvalidCardData):
+            self.open = False
+            raise
+
+
+@dataclass(slots=True)
+class Asking:
+    """One question to the ledger and its answer, under way or there."""
+
+    inquiry: Inquiry
+    answer: Future[OnlineAnswer]
 
 
 @dataclass(slots=True)
@@ -109,7 +174,8 @@ class Payment:
 
     What the card will sign is fixed when the payment starts (`elements`; the limit record joins them
     when the token is known), so that after a tear the same card can be asked exactly the same again and
-    gives the same answer again, its counter moved once. `asked` remembers what which token was asked.
+    gives the same answer again, its counter moved once. `asked` remembers what which token was asked,
+    `asking` what the ledger was asked for it.
     """
 
     id: UUID
@@ -122,14 +188,28 @@ class Payment:
     seal: Seal = field(repr=False)
     clock_was_trusted: bool = True
     """When it started, which is the time it carries."""
+    reference: Mapping[str, str] = field(default_factory=dict)
+    """By what the POS will ask for it again: journalled with it, and otherwise looked away from."""
+    before_asking: Callable[[], None] = field(default=lambda: None, repr=False)
+    """Called before a card is asked for a TC. It may block; what it raises ends the payment."""
     asked: dict[bytes, Asked] = field(default_factory=dict, repr=False)
+    asking: dict[bytes, Asking] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """The card that paid, and the note that it carries."""
+
+    token_key: bytes
+    note: SingleLimit | None
 
 
 @dataclass(frozen=True, slots=True)
 class Approved:
-    """Durable: the merchant will be paid."""
+    """Durable: the merchant will be paid. Once that is told, `Till.finish` may have a word with the card."""
 
     record: Record
+    seen: Seen | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +262,9 @@ class Till:
         sealing_key: X25519PublicKey,
         clock: Clock,
         random_bytes: Callable[[int], bytes],
+        issuer: IssuerLine | None = None,
+        grant_budget_s: float = 0.0,
+        write_notes: bool = True,
     ) -> None:
         self.station = station
         self.policy = policy
@@ -194,6 +277,10 @@ class Till:
         self._clock = clock
         self._random_bytes = random_bytes
         self._claims = _Claims(journal)
+        self._issuer = issuer
+        self._grant_budget_s = grant_budget_s
+        self._write_notes = write_notes
+        self.singles = Singles()
         self.open_payments = OpenPayments()
         self.corrections = Corrections(
             journal,
@@ -214,7 +301,13 @@ class Till:
         return tuple(offer for offer in offers if not offer.categories or category in offer.categories)
 
     def new_payment(
-        self, payment_id: UUID, amount_minor: int, sequence_counter: int, plan: Quote | None = None
+        self,
+        payment_id: UUID,
+        amount_minor: int,
+        sequence_counter: int,
+        plan: Quote | None = None,
+        reference: Mapping[str, str] | None = None,
+        before_asking: Callable[[], None] = lambda: None,
     ) -> Payment:
         """A sale that waits for its tap; what can be prepared without the card is prepared here.
 
@@ -225,17 +318,47 @@ class Till:
         # Open first, trusted or not after that: see `completeness`.
         self.open_payments.begin(payment_id, _unix_ms(now))
         try:
-            return self._begun(payment_id, amount_minor, now, sequence_counter, plan)
+            payment = self._begun(payment_id, amount_minor, now, sequence_counter, plan)
         except BaseException:
             self.open_payments.end(payment_id)
             raise
+        payment.reference, payment.before_asking = reference or {}, before_asking
+        return payment
 
     def end(self, payment: Payment) -> None:
-        """No card may approve it any more, if none has: called once its outcome is told."""
+        """No card may approve it any more, if none has: called once its outcome is told. A TC that was asked
+        for and not approved is renounced."""
         self.open_payments.end(payment.id)
+        for key, asked in payment.asked.items():
+            if asked.open:
+                asked.open = False
+                with contextlib.suppress(Unavailable, OutcomeUnknown):  # it only frees credit earlier
+                    self._renounce(payment, key, asked)
+
+    def finish(self, approved: Approved, channel: CardChannel) -> None:
+        """After "approved" was told, and while the card may still be there: hand it a note that is at hand;
+        ask for one for the next time otherwise. Never raises."""
+        seen = approved.seen
+        if seen is None or not self._write_notes:
+            return
+        now_unix_s = _unix_ms(self._clock()) // 1000
+        note = self.singles.note_for(
+            seen.token_key, seen.note.record.sequence if seen.note else 0, now_unix_s
+        )
+        if note is None:
+            self._ask_note(approved.record, seen, now_unix_s)
+            return
+        with contextlib.suppress(CardLeft, ReaderUnavailable, InvalidCardData):
+            converse(write_note(note.data), channel.transceive)
+            self.singles.written(seen.token_key, note)
 
     def _begun(
-        self, payment_id: UUID, amount_minor: int, now: datetime, sequence_counter: int, plan: Quote | None
+        self,
+        payment_id: UUID,
+        amount_minor: int,
+        now: datetime,
+        sequence_counter: int,
+        plan: Quote | None,
     ) -> Payment:
         station, unpredictable_number = self.station, self._random_bytes(4)
         trusted = clock_is_trusted(_unix_ms(now), self._journal.latest_at_unix_ms, self.policy)
@@ -307,28 +430,50 @@ class Till:
         known.last4, known.aid = authentic.last4, card.aid
         known.token_key = token_key(self._token_key_secret, authentic.pan, authentic.psn)
 
-        judgement = self._judge_request(payment, now, card, authentic, limits, known)
+        known.note = self._note(card, limits, known.token_key)
+        self._await_answer(payment, known.token_key)
+
+        request = self._request(payment, now, card, authentic, limits, known)
+        if isinstance(request, Decline):
+            return self._declined(payment, request, known)
+        judgement = judge_request(request)
         if isinstance(judgement, Decline):
             return self._declined(payment, judgement, known)
 
+        payment.before_asking()
         progress(Step.ASKING_CARD)
         asked = payment.asked.get(known.token_key)
-        if asked is None:
-            asked = payment.asked[known.token_key] = self._relying_on(payment, judgement.ceiling, known)
-        answer = converse(request_cryptogram(card, asked.elements, CryptogramKind.TC), channel.transceive)
-        cryptogram = authenticate_cryptogram(authentic, answer)
+        if asked is None or not asked.open:
+            asked = payment.asked[known.token_key] = self._ask(payment, card, judgement, known)
+        with asked.answered():
+            answer = converse(request_cryptogram(card, asked.elements, CryptogramKind.TC), channel.transceive)
+            answer, cryptogram, relied = _authenticated(authentic, card, answer, asked)
+        if cryptogram.kind is CryptogramKind.ARQC:
+            asked.open = False
+            second = self._second(payment, card, answer, asked, judgement, request, known, limits, progress)
+            if not isinstance(second, Relied):
+                return second
+            asked.second, asked.open = second, True
+            elements = {**asked.elements, **_limit_elements(second)}
+            with asked.answered():
+                answer = converse(request_second_cryptogram(card, answer, elements), channel.transceive)
+                cryptogram, relied = authenticate_cryptogram(authentic, answer), second
+        asked.open = cryptogram.kind is CryptogramKind.TC
 
         proof = payment.seal.seal(Transcript.of(card, answer).to_bytes())
         claim = judge_cryptogram(
             Evidence(
                 sale_id=payment.id,
                 amount_minor=payment.amount_minor,
-                ceiling=asked.ceiling,
+                ceiling=relied.ceiling,
                 kind=cryptogram.kind,
                 iad=cryptogram.iad,
                 policy=self.policy,
             )
         )
+        if cryptogram.kind is CryptogramKind.TC:
+            asked.proof = proof
+            asked.claimed = known.claimed = claimed_by(payment.id, payment.amount_minor, cryptogram.iad)
         if isinstance(claim, Decline):
             return self._declined(payment, claim, known, proof)
         progress(Step.RECORDING)
@@ -338,9 +483,112 @@ class Till:
             verdict = judge_claim(claim, seen)
             if isinstance(verdict, Decline):
                 return self._declined(payment, verdict, known, proof)
-            return self._approved(payment, asked, cryptogram, verdict, known, proof)
+            return self._approved(payment, asked, relied, cryptogram, verdict, known, proof)
 
-    def _judge_request(
+    def _second(
+        self,
+        payment: Payment,
+        card: CardRead,
+        answer: CryptogramAnswer,
+        asked: Asked,
+        judgement: Ask,
+        request: Request,
+        known: _Known,
+        limits: Layers | None,
+        progress: Callable[[Step], None],
+    ) -> Relied | Outcome:
+        """After an ARQC: what the card may be asked for once more, or how the tap ends."""
+        if judgement.ceiling > asked.first.ceiling:
+            # It was granted before a tear: whatever has become of the line.
+            return self._relying_on(judgement, known)
+        proof = payment.seal.seal(Transcript.of(card, answer).to_bytes())
+        given_up = judge_arqc(request, judgement)
+        if isinstance(given_up, Decline):
+            return self._declined(payment, given_up, known, proof)
+        progress(Step.ASKING_ISSUER)
+        asking = payment.asking.get(known.token_key)
+        if asking is None or _failed(asking):
+            inquiry = asking.inquiry if asking else Inquiry(self.station.gateway_id, payment.id, proof)
+            asking = payment.asking[known.token_key] = self._ask_issuer(inquiry, known.token_key)
+        try:
+            found = asking.answer.result(self._grant_budget_s)
+        except TimeoutError:
+            return TapAgain(Decline(Reason.ISSUER_SLOW, "the issuer has not answered yet"))
+        except PosGatewayError as error:
+            return self._declined(payment, Decline(Reason.OVER_CEILING, error.reason), known, proof)
+        self.singles.keep(known.token_key, found)
+        if found.grant is None:
+            return self._declined(payment, _refusal(found.refused), known, proof)
+        grants = self._grants(limits, known.token_key, request.now_unix_ms, [found.grant])
+        if not grants:
+            why = Decline(Reason.OVER_CEILING, "the issuer's grant does not hold here")
+            return self._declined(payment, why, known, proof)
+        again = judge_grant(request, grants[0], asked.first.ceiling)
+        if isinstance(again, Decline):
+            return self._declined(payment, again, known, proof)
+        return self._relying_on(again, known)
+
+    def _ask_issuer(self, inquiry: Inquiry, token_key: bytes) -> Asking:
+        if self._issuer is None:
+            raise LedgerUnreachable("this till has no line to the issuer")
+        future = self._issuer.ask_grant(inquiry)
+        future.add_done_callback(lambda done: self._keep(token_key, done))
+        return Asking(inquiry, future)
+
+    def _await_answer(self, payment: Payment, token_key: bytes) -> None:
+        """A card that was asked to tap again: what its issuer is saying is worth the budget once more."""
+        asking = payment.asking.get(token_key)
+        if asking is not None and not asking.answer.done():
+            with contextlib.suppress(TimeoutError, PosGatewayError):
+                self.singles.keep(token_key, asking.answer.result(self._grant_budget_s))
+
+    def _keep(self, token_key: bytes, done: Future[OnlineAnswer]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            self.singles.keep(token_key, done.result())
+
+    def _ask_note(self, record: Record, seen: Seen, now_unix_s: int) -> None:
+        note, issuer = seen.note, self._issuer
+        if note is not None and 2 * (note.valid_until_unix_s - now_unix_s) > (
+            note.valid_until_unix_s - note.issued_unix_s
+        ):
+            return  # more than half of its life is left
+        limits = self._limits()
+        if issuer is None or not issuer.reachable or limits is None:
+            return
+        terms = terms_in_force(limits.newest, now_unix_s)
+        if terms.keys and terms.note_life_s:
+            future = issuer.ask_note(Inquiry(self.station.gateway_id, record.id, record.proof))
+            future.add_done_callback(lambda done: self._keep(seen.token_key, done))
+
+    def _note(self, card: CardRead, limits: Layers | None, token_key: bytes) -> SingleLimit | None:
+        """The note on the card, verified; one that is not ours, or of no use, is as good as none."""
+        if card.note is None or limits is None:
+            return None
+        try:
+            data = open_note(card.note, token_key_secret=self._token_key_secret, token_key=token_key)
+            single = read_single(data, limits.newest)
+        except (AuthenticationFailed, InvalidInput):
+            return None
+        good = single.kind is SingleKind.NOTE and single.record.token_key == token_key
+        return single if good else None
+
+    def _grants(
+        self, limits: Layers | None, token_key: bytes, now_unix_ms: int, grants: Iterable[bytes]
+    ) -> list[AtHand]:
+        """Those that hold for this token, verified against the newest limits."""
+        found = []
+        for data in grants:
+            with contextlib.suppress(AuthenticationFailed, InvalidInput):
+                if limits is not None:
+                    single = read_single(data, limits.newest)
+                    if single.record.token_key == token_key:
+                        found.append(self._at_hand(single, limits.newest, now_unix_ms))
+        return found
+
+    def _at_hand(self, single: SingleLimit, header: SnapshotHeader, now_unix_ms: int) -> AtHand:
+        return at_hand(single, header, terminal_id=self.station.terminal_id, now_unix_s=now_unix_ms // 1000)
+
+    def _request(
         self,
         payment: Payment,
         now: datetime,
@@ -348,46 +596,67 @@ class Till:
         authentic: AuthenticatedCard,
         limits: Layers | None,
         known: _Known,
-    ) -> Ask | Decline:
+    ) -> Request | Decline:
         record: LimitRecord | None = None
         header: SnapshotHeader | None = None
+        newest: SnapshotHeader | None = None
+        singles: list[AtHand] = []
+        now_unix_ms = _unix_ms(now)
         if limits is not None:
+            newest = limits.newest
             try:
                 record, header = limits.lookup(known.token_key)
             except (InvalidSnapshot, AuthenticationFailed) as error:
                 return Decline(Reason.NO_VALID_LIMITS, error.reason)
+            known.snapshot_version = header.version
+            known.newest_version = newest.version
             if record is not None:
                 known.limit_digest = record.digest(header.nonce)
-                known.snapshot_version = header.version
-        return judge_request(
-            Request(
-                amount_minor=payment.amount_minor,
-                today=now.date(),
-                now_unix_ms=_unix_ms(now),
-                clock_was_trusted=payment.clock_was_trusted,
-                clock_high_water_unix_ms=self._journal.latest_at_unix_ms,
-                card_effective=authentic.effective,
-                card_expires=authentic.expires,
-                device_can_verify_holder=card.device_can_verify_holder,
-                freshness=freshness(header, _unix_ms(now) // 1000) if header else None,
-                stale_per_tap_cap_minor=header.policy.stale_per_tap_cap_minor if header else 0,
-                record=record,
-                exposure=self._claims.exposure_besides(payment),
-                policy=self.policy,
-                merchant_category=self.station.merchant_category,
-                plan=payment.plan,
-                offers=limits.newest.offers if limits else (),
+            if known.note is not None:
+                singles.append(self._at_hand(known.note, newest, now_unix_ms))
+            singles += self._grants(
+                limits, known.token_key, now_unix_ms, self.singles.grants(known.token_key)
             )
+        return Request(
+            amount_minor=payment.amount_minor,
+            today=now.date(),
+            now_unix_ms=now_unix_ms,
+            clock_was_trusted=payment.clock_was_trusted,
+            clock_high_water_unix_ms=self._journal.latest_at_unix_ms,
+            card_effective=authentic.effective,
+            card_expires=authentic.expires,
+            device_can_verify_holder=card.device_can_verify_holder,
+            freshness=freshness(header, now_unix_ms // 1000) if header else None,
+            stale_per_tap_cap_minor=header.policy.stale_per_tap_cap_minor if header else 0,
+            record=record,
+            exposure=self._claims.exposure_besides(payment),
+            policy=self.policy,
+            singles=tuple(singles),
+            online=terms_in_force(newest, now_unix_ms // 1000),
+            issuer_reachable=self._issuer is not None and self._issuer.reachable,
+            merchant_category=self.station.merchant_category,
+            plan=payment.plan,
+            offers=limits.newest.offers if limits else (),
         )
 
-    def _relying_on(self, payment: Payment, ceiling: int, known: _Known) -> Asked:
-        record = {TAG_CEILING: counter_bytes(ceiling), TAG_LIMIT_DIGEST: known.limit_digest}
-        return Asked(ceiling, known.limit_digest, known.snapshot_version, {**payment.elements, **record})
+    def _ask(self, payment: Payment, card: CardRead, judgement: Ask, known: _Known) -> Asked:
+        relied = self._relying_on(judgement, known)
+        elements = {**payment.elements, **_limit_elements(relied)}
+        return Asked(relied, elements, fill_dol(card.cdol1, elements), known.last4 or "")
+
+    def _relying_on(self, judgement: Ask, known: _Known) -> Relied:
+        if judgement.issuer_first:
+            return Relied(0, bytes(DIGEST_BYTES), known.newest_version, Source.SNAPSHOT)
+        if judgement.single is None:
+            return Relied(judgement.ceiling, known.limit_digest, known.snapshot_version, Source.SNAPSHOT)
+        single = judgement.single
+        return Relied(judgement.ceiling, single.digest, known.newest_version, single.source)
 
     def _approved(
         self,
         payment: Payment,
         asked: Asked,
+        relied: Relied,
         cryptogram: Cryptogram,
         approval: Approve,
         known: _Known,
@@ -401,20 +670,48 @@ class Till:
             "ac": cryptogram.ac.hex(),
             "counter_before": approval.interval.before,
             "counter_after": approval.interval.after,
-            "ceiling": asked.ceiling,
-            "limit_digest": asked.limit_digest.hex(),
-            "snapshot_version": asked.snapshot_version,
+            "ceiling": relied.ceiling,
+            "limit_digest": relied.limit_digest.hex(),
+            "limit_source": relied.source.value,
+            "snapshot_version": relied.snapshot_version,
             "plan_digest": payment.elements[TAG_PLAN_DIGEST].hex(),
             "sequence_counter": payment.sequence_counter,
             "unpredictable_number": payment.unpredictable_number.hex(),
         }
-        return Approved(self._journal.append(Kind.AUTHORIZATION, payment.id, facts, proof))
+        # From here on it may be on the disk: what may be approved is never renounced.
+        asked.open = False
+        record = self._journal.append(Kind.AUTHORIZATION, payment.id, facts, proof)
+        if relied.source is Source.GRANT:
+            self.singles.use(known.token_key, relied.limit_digest)
+        return Approved(record, Seen(known.token_key, known.note))
 
     def _declined(self, payment: Payment, decline: Decline, known: _Known, proof: bytes = b"") -> Declined:
         facts = self._facts(payment, known) | {"reason": decline.reason.value, "detail": decline.detail}
+        if known.claimed is not None:
+            facts |= _claim_facts(known.claimed)
         record_id = uuid7(_unix_ms(self._clock()), self._random_bytes(10))
         self._journal.append(Kind.DECLINE, record_id, facts, proof)
         return Declined(decline, known.last4)
+
+    def _renounce(self, payment: Payment, token_key: bytes, asked: Asked) -> None:
+        """Tell the ledger that a TC will never be presented, with the TC itself if it was read."""
+        facts = {
+            "sale_id": str(payment.id),
+            "amount_minor": payment.amount_minor,
+            "currency": self.station.currency.code,
+            "at_unix_ms": _unix_ms(self._clock()),
+            "gateway_id": self.station.gateway_id,
+            "terminal_id": self.station.terminal_id,
+            "merchant_id": self.station.merchant_id,
+            "token_key": token_key.hex(),
+            "token_last4": asked.last4,
+            "cdol1_values": asked.cdol1_values.hex(),
+            "previous_digest": previous_digest(asked.cdol1_values).hex(),
+        }
+        if asked.claimed is not None:
+            facts |= _claim_facts(asked.claimed)
+        record_id = uuid7(_unix_ms(self._clock()), self._random_bytes(10))
+        self._journal.append(Kind.RENUNCIATION, record_id, facts, asked.proof)
 
     def _facts(self, payment: Payment, known: _Known) -> dict[str, Any]:
         facts = {
@@ -427,6 +724,8 @@ class Till:
             "token_key": known.token_key.hex(),
             "token_last4": known.last4 or "",
         }
+        if payment.reference:
+            facts["pos"] = dict(payment.reference)
         if payment.plan is not None:
             facts["plan"] = {"offer": payment.plan.offer.to_json(), "periods": payment.plan.periods}
         return facts
@@ -441,6 +740,9 @@ class _Known:
     token_key: bytes = b""
     limit_digest: bytes = b""
     snapshot_version: int = 0
+    newest_version: int = 0
+    note: SingleLimit | None = None
+    claimed: Interval | None = None
 
 
 class _Claims:
@@ -469,13 +771,54 @@ class _Claims:
         with self._lock:
             others = [amount for held, amount in self._in_flight.items() if held != payment.id]
             known = self._journal.exposure
-        return Exposure(known.count + len(others), known.amount_minor + sum(others), known.oldest_at_unix_ms)
+        # Any of the others may be relying on a grant or note.
+        return Exposure(
+            known.count + len(others),
+            known.amount_minor + sum(others),
+            known.oldest_at_unix_ms,
+            known.online_amount_minor + sum(others),
+        )
 
     @contextmanager
     def token(self, token_key: bytes) -> Iterator[None]:
         """No other lane journals a payment of this token until the block ends."""
         with self._stripes[token_key[-1] % self._STRIPES]:
             yield
+
+
+def _authenticated(
+    authentic: AuthenticatedCard, card: CardRead, answer: CryptogramAnswer, asked: Asked
+) -> tuple[CryptogramAnswer, Cryptogram, Relied]:
+    """The answer to the first GENERATE AC. After a tear in the second one, a card that had answered that
+    gives that same answer to the first: it covers what the second one sent, too."""
+    try:
+        return answer, authenticate_cryptogram(authentic, answer), asked.first
+    except AuthenticationFailed as error:
+        if asked.second is None or error.step != STEP_TRANSACTION_DATA:
+            raise
+        elements = {**asked.elements, **_limit_elements(asked.second)}
+        second = replace(answer, cdol2_values=fill_dol(card.cdol2, elements))
+        return second, authenticate_cryptogram(authentic, second), asked.second
+
+
+def _limit_elements(relied: Relied) -> dict[int, bytes]:
+    return {TAG_CEILING: counter_bytes(relied.ceiling), TAG_LIMIT_DIGEST: relied.limit_digest}
+
+
+def _claim_facts(claimed: Interval) -> dict[str, Any]:
+    return {"counter_before": claimed.before, "counter_after": claimed.after}
+
+
+def _refusal(refused: Refusal | None) -> Decline:
+    """The issuer's no, in our words; what it says that we do not know means that it gives no credit."""
+    try:
+        return Decline(Reason(refused.reason if refused else ""), refused.detail if refused else "")
+    except ValueError:
+        return Decline(Reason.OVER_CEILING, refused.detail if refused else "")
+
+
+def _failed(asking: Asking) -> bool:
+    return asking.answer.done() and (asking.answer.cancelled() or asking.answer.exception() is not None)
 
 
 def _unix_ms(at: datetime) -> int:

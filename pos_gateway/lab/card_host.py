@@ -29,6 +29,7 @@ from typing import Any, Final
 
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.errors import InvalidInput, PosGatewayError, ReaderUnavailable
+from pos_gateway.lab.scripted_card import FuzzedCard
 from pos_gateway.lab.virtual_card import BlankCard, SchemeCard, VirtualCard
 from pos_gateway.lab.vpcd import Card, Fault, FaultKind, Field
 
@@ -202,7 +203,11 @@ def _make_card(description: dict[str, Any]) -> Card:
         case "personalised":
             personalisation = Personalisation.from_json(Path(description["personalisation"]).read_text())
             state = description.get("state")
-            return VirtualCard(personalisation, state_path=None if state is None else Path(state))
+            card = VirtualCard(personalisation, state_path=None if state is None else Path(state))
+            fuzz = description.get("fuzz")
+            if fuzz is None:
+                return card
+            return FuzzedCard(card, fuzz["seed"], leaves=fuzz["leaves"], stall_s=fuzz["stall_s"])
         case "scheme":
             return SchemeCard()
         case "blank":

@@ -6,19 +6,11 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Final
 
+from pos_gateway.emv.note import LogEntry
 from pos_gateway.errors import InvalidMessage
 
 _ANSWERS_KEPT: Final = 8
 _LOG_ENTRIES_KEPT: Final = 16
-
-
-@dataclass(frozen=True, slots=True)
-class LogEntry:
-    """One TC: who asked, how much, and where the counter stood after it."""
-
-    terminal: str
-    amount_minor: int
-    counter: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +26,8 @@ class StoredAnswer:
 class CardState:
     """Everything that changes in a card's life. Amounts in minor units.
 
-    `day` is the latest transaction date (9A, YYMMDD) of a TC, `tcs_that_day` how many it gave then.
+    `day` is the latest transaction date (9A, YYMMDD) of a TC, `tcs_that_day` how many it gave then. `note`
+    is what the last PUT DATA brought, with its sequence; empty before the first.
     """
 
     counter: int
@@ -45,6 +38,8 @@ class CardState:
     tcs_that_day: int = 0
     answers: tuple[StoredAnswer, ...] = ()
     log: tuple[LogEntry, ...] = ()
+    note_sequence: int = 0
+    note: bytes = b""
 
     def tcs_on(self, day: str) -> int:
         """TCs that count against the rate limit on `day`; an earlier day counts as the latest one, or
@@ -85,6 +80,7 @@ class CardState:
         try:
             raw = json.loads(text)
             raw["previous_digest"] = bytes.fromhex(raw["previous_digest"])
+            raw["note"] = bytes.fromhex(raw.get("note", ""))
             raw["answers"] = tuple(
                 StoredAnswer(
                     a["terminal"], bytes.fromhex(a["unpredictable_number"]), bytes.fromhex(a["answer"])

@@ -156,7 +156,14 @@ async def open_counter(
             line = counter.line if counter is not None else Line.UNKNOWN
             state = SynchroniserState(line=line)
             return status(
-                shop.enrolment, shop.settings, shop.journal, shop.feed, state, payments, now_unix_ms()
+                shop.enrolment,
+                shop.settings,
+                shop.journal,
+                shop.feed,
+                state,
+                payments,
+                shop.till.singles,
+                now_unix_ms(),
             )
 
         def changed(view: PaymentView) -> None:

@@ -1,7 +1,8 @@
 """`bench journal`: durable commits per second, beside what the bare disk does, taken in turn in one run.
 
 Every round does, one after the other: raw appends with `fdatasync` of as many bytes as a record has; the
-same over a file that was written before; then journal appends with 1, 8 and 64 payments waiting at once,
+same over a file that was written before; commits of one and of 64 ready-made rows to a journal file of
+their own, which is SQLite's part alone; then journal appends with 1, 8 and 64 payments waiting at once,
 each in a thread of its own as lanes have. Ratios are those of one round, and their median is told. On a
 machine that others use too, means are full of waiting for the processor, which hits whoever needs more of
 it: the medians of single calls (`p50_us`) are told beside them.
@@ -14,7 +15,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -24,10 +25,12 @@ from uuid import UUID
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pos_gateway.gateway.journal import Draft, Journal
-from pos_gateway.records import GENESIS_HASH, Kind, record_hash, sign_commit, uuid7
+from pos_gateway.gateway.journal_file import JournalFile
+from pos_gateway.records import GENESIS_HASH, Kind, Record, record_hash, sign_commit, uuid7
 
 WAITING: Final = (1, 8, 64)
 _TARGETS: Final = {1: 0.7, 64: 9.0}
+_SQLITE_TOGETHER: Final = (1, 64)
 _ROUNDS: Final = 7
 _ROUND_S: Final = 0.5
 _FILL_TOGETHER: Final = 1000
@@ -130,6 +133,12 @@ def _rounds(journal: Journal, sales: _Sales, folder: Path, progress: Callable[[s
         os.write(append, bytes(size))
         os.fdatasync(append)
 
+    bare = JournalFile.open_for_writing(folder / "bare.sqlite3", gateway_id="bench", public_key=bytes(32))
+    rows = _rows(body, proof)
+
+    def sqlite_alone(together: int) -> None:
+        bare.write([next(rows) for _ in range(together)], [None] * together)
+
     def raw_overwrite() -> None:
         os.pwrite(overwrite, bytes(size), next(places) * _BLOCK_BYTES % _PREALLOCATED_BYTES)
         os.fdatasync(overwrite)
@@ -141,6 +150,14 @@ def _rounds(journal: Journal, sales: _Sales, folder: Path, progress: Callable[[s
             progress(f"round {number + 1} of {_ROUNDS}")
             for name, work in (("append", raw_append), ("overwrite", raw_overwrite)):
                 taken.setdefault(name, []).append(_repeat([work], latencies_us.setdefault(name, [])))
+            for together in _SQLITE_TOGETHER:
+                name = f"sqlite_{together}"
+                commits = _repeat(
+                    [lambda together=together: sqlite_alone(together)],  # type: ignore[misc]
+                    latencies_us.setdefault(name, []),
+                )
+                each = _Slice(commits.per_s * together, commits.cpu_us / together)
+                taken.setdefault(name, []).append(each)
             for waiting in WAITING:
                 name = f"journal_{waiting}"
                 lanes = [lambda: journal.append(*sales.next())] * waiting
@@ -148,10 +165,11 @@ def _rounds(journal: Journal, sales: _Sales, folder: Path, progress: Callable[[s
     finally:
         os.close(append)
         os.close(overwrite)
+        bare.close()
 
-    def ratio(waiting: int, to: str) -> float:
-        pairs = zip(taken[f"journal_{waiting}"], taken[to], strict=True)
-        return round(statistics.median(ours.per_s / bare.per_s for ours, bare in pairs), 2)
+    def ratio(ours: str, to: str) -> float:
+        pairs = zip(taken[ours], taken[to], strict=True)
+        return round(statistics.median(one.per_s / other.per_s for one, other in pairs), 2)
 
     return {
         "record_bytes": size,
@@ -159,11 +177,19 @@ def _rounds(journal: Journal, sales: _Sales, folder: Path, progress: Callable[[s
         "raw_overwrite_per_s": _median(taken["overwrite"]),
         "raw_append_p50_us": _percentile(latencies_us["append"], 0.5),
         "raw_overwrite_p50_us": _percentile(latencies_us["overwrite"], 0.5),
+        "sqlite_alone": {
+            str(together): {
+                "records_per_s": _median(taken[f"sqlite_{together}"]),
+                "ratio_to_append": ratio(f"sqlite_{together}", "append"),
+                "cpu_us_each": round(statistics.median(s.cpu_us for s in taken[f"sqlite_{together}"]), 1),
+            }
+            for together in _SQLITE_TOGETHER
+        },
         "waiting": {
             str(waiting): {
                 "commits_per_s": _median(taken[f"journal_{waiting}"]),
-                "ratio_to_append": ratio(waiting, "append"),
-                "ratio_to_overwrite": ratio(waiting, "overwrite"),
+                "ratio_to_append": ratio(f"journal_{waiting}", "append"),
+                "ratio_to_overwrite": ratio(f"journal_{waiting}", "overwrite"),
                 "ratio_of_p50": _ratio_of_p50(waiting, latencies_us),
                 "target_ratio": _TARGETS.get(waiting),
                 "cpu_us_each": round(statistics.median(s.cpu_us for s in taken[f"journal_{waiting}"]), 1),
@@ -173,6 +199,15 @@ def _rounds(journal: Journal, sales: _Sales, folder: Path, progress: Callable[[s
             for waiting in WAITING
         },
     }
+
+
+def _rows(body: str, proof: bytes) -> Iterator[Record]:
+    """Rows like a journal's own, at next to no cost."""
+    for sequence in count(1):
+        record_id = uuid7(time.time_ns() // 1_000_000, os.urandom(10))
+        yield Record(
+            sequence, record_id, Kind.AUTHORIZATION, body, proof, GENESIS_HASH, GENESIS_HASH, bytes(64)
+        )
 
 
 def _ratio_of_p50(waiting: int, latencies_us: dict[str, list[float]]) -> float:

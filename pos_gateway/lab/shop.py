@@ -21,6 +21,7 @@ from pos_gateway.gateway.identity import load_enrolment, load_or_create_identity
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.program import local_now, make_till, now_unix_ms
 from pos_gateway.gateway.till import Clock
+from pos_gateway.lab.direct_line import DirectLine
 from pos_gateway.ledger.config import Policy
 from pos_gateway.ledger.keys import ICC_KEY_BITS, generate_rsa_key
 from pos_gateway.ledger.ledger import Ledger
@@ -34,16 +35,28 @@ MERCHANT: Final = Merchant(id="FERRY-PIER-9", name="Harbour Ferry Kiosk", catego
 class Shop:
     """One enrolled gateway's journal, feed and till beside the ledger that it enrolled with.
 
+    Its line to the issuer (`line`) is down until a test or story puts it up. `gateway` names the gateway's
+    folder: several shops may stand in one folder, beside one ledger.
+
     What lies in the folder already is used: a ledger, whose keys take a second to make, or a whole shop
     that was killed.
     """
 
-    def __init__(self, folder: Path, *, policy: Policy | None = None, clock: Clock = local_now) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        policy: Policy | None = None,
+        clock: Clock = local_now,
+        gateway: str = "gateway",
+        merchant: Merchant = MERCHANT,
+    ) -> None:
         place = folder / "ledger"
         self.ledger = Ledger.open(place) if place.exists() else Ledger.create(place, issuer="Harbour Credit")
         if policy is not None:
             self.ledger.set_policy(policy)
-        self.home = Home(folder / "gateway")
+        self._merchant = merchant
+        self.home = Home(folder / gateway)
         self.home.create()
         self.key = load_or_create_identity(self.home.identity_key)
         if not self.home.enrolment.exists():
@@ -55,11 +68,14 @@ class Shop:
         )
         self.feed = SnapshotFeed(self.home.snapshots, self.journal, self.enrolment, clock=now_unix_ms)
         self.feed.load()
-        self.till = make_till(self.enrolment, self.settings, self.journal, self.feed, clock=clock)
+        self.line = DirectLine(self.ledger, self.key)
+        self.till = make_till(
+            self.enrolment, self.settings, self.journal, self.feed, clock=clock, issuer=self.line
+        )
 
     def _enrol(self) -> None:
         tls_key = TlsFile(self.home.credentials).new_key()
-        request = EnrolmentRequest.make(self.ledger.invite(MERCHANT), self.key, tls_key)
+        request = EnrolmentRequest.make(self.ledger.invite(self._merchant), self.key, tls_key)
         keep_enrolment(self.home, _NO_NETWORK, self.ledger.enrol(request), tls_key)
 
     def issue(self, *, limit_minor: int, per_tap_cap_minor: int | None = None) -> tuple[str, Personalisation]:

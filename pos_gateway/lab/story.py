@@ -45,6 +45,7 @@ from pos_gateway.records import Kind, Verdict, uuid7
 
 _PAGE_PORT: Final = 8155
 _WAIT_S: Final = 30.0
+_SHARE_PERCENT: Final = 50
 _POLL_S: Final = 0.1
 _UNIT: Final = currency("CNY")
 _STAFF: Final = (("Lin", "owner", "730925"), ("Chen", "manager", "481516"), ("Mei", "cashier", "2846"))
@@ -201,8 +202,10 @@ class Story:
         amount: str,
         card: Customer | ForeignCard | Path,
         faults: Sequence[Fault] = (),
+        stays_until: Callable[[], bool] = lambda: True,
     ) -> dict[str, Any]:
-        """One sale at the till, from the cashier's amount to the result; tears are tapped again."""
+        """One sale at the till, from the cashier's amount to the result; tears are tapped again. The card
+        stays in the field until then, and until `stays_until` holds."""
         order = {
             "id": str(uuid7(time.time_ns() // 1_000_000, os.urandom(10))),
             "amount_minor": _UNIT.parse(amount),
@@ -221,6 +224,7 @@ class Story:
             return not event["final"]
 
         watch(self.home, f"/v1/payments/{order['id']}/events", on_event)
+        self.until("what the card stays for", stays_until)
         self.reader.remove()
         self._count(who, view)
         return view
@@ -273,7 +277,10 @@ def tell(story: Story) -> dict[str, Any]:
 
     chapter("1. The issuer")
     story.run_ledger("init", "--issuer", "Harbour Credit")
+    with Ledger.open(story.ledger_home) as ledger:
+        ledger.set_policy(ledger.policy.model_copy(update={"token_share_percent": _SHARE_PERCENT}))
     say("Made the ledger: CA and issuer keys, signing keys, an empty book.")
+    say("Its policy: shops know half of each limit in advance; for the rest they must ask.")
     mei = story.issue("Mei", "300.00")
     tom = story.issue("Tom", "50.00")
     eve = story.issue("Eve", "500.00")
@@ -346,6 +353,31 @@ def tell(story: Story) -> dict[str, Any]:
         if left >= before[customer.name]:
             raise StoryFailed(f"{customer.name} can spend as much as before")
         say(f"{customer.name}: {_money(before[customer.name])} → {_money(left)}")
+
+    chapter("6. More than the shop knows of")
+    paid = story.pay("Mei, beyond the till's limits", "150.00", mei, stays_until=lambda: _has_note(mei))
+    view = expect(paid, "approved")
+    if _source(story, view["id"]) != "grant":
+        raise StoryFailed("it was approved without the issuer")
+    say("The card wanted its issuer asked; the ledger granted it, and the card paid in the same tap.")
+    say("After that the till handed the card a note: fresh limits, signed, for shops off the network.")
+    story.until("presentment", lambda: story.status()["queue"]["count"] == 0)
+
+    chapter("7. Off the network again")
+    story.stop_ledger()
+    expect(story.pay("Tom, beyond the till's limits", "30.00", tom), "over_ceiling")
+    view = expect(story.pay("Mei, with her note", "20.00", mei), "approved")
+    if _source(story, view["id"]) != "note":
+        raise StoryFailed("it was approved without the note")
+    say("The till's own limits for her are long spent; her card brought newer ones.")
+    forecast = story.status()["forecast"]
+    say(f"The till can still approve {forecast['amount_left']} on its own; first ends {forecast['first']}.")
+    story.start_ledger()
+    story.synchronise()
+    story.until("presentment", lambda: story.status()["queue"]["count"] == 0)
+    if refused := story.status()["refused"]:
+        raise StoryFailed(f"the ledger refused {refused}")
+    say("Presented and posted, too.")
     return _summary(story)
 
 
@@ -361,6 +393,17 @@ def _counter(customer: Customer) -> int:
     if customer.state.exists():
         return int(json.loads(customer.state.read_text())["counter"])
     return Personalisation.from_json(customer.card.read_text()).counter
+
+
+def _source(story: Story, payment_id: str) -> str:
+    """Which limit record a payment relied on."""
+    with JournalReader.open(story.home.journal) as journal:
+        records = [r for r in journal.records(0, 1000) if str(r.id) == payment_id]
+    return str(records[0].facts()["limit_source"]) if records else ""
+
+
+def _has_note(customer: Customer) -> bool:
+    return bool(json.loads(customer.state.read_text())["note"])
 
 
 def _money(amount_minor: int) -> str:

@@ -1,29 +1,38 @@
 """`bench tap`: where a tap's time goes, beside what it could not do without, measured in the same run.
 
-Every round does, one after the other: a whole tap over the real PC/SC stack with a virtual card; the
-same APDUs back to back; the tap's three RSA operations alone; one raw append with `fdatasync` of as many
-bytes as a journal record has. The gateway's own share is the tap's time less the time in card and reader.
-The journal holds some records already, as a shop's does: its write-ahead log is then written in place
-rather than growing.
+Every round does, one after the other: a whole tap with a virtual card, over the real PC/SC stack or over
+nfcpy's udp driver; the same APDUs back to back; the tap's three RSA operations alone; one raw append with
+`fdatasync` of as many bytes as a journal record has. The gateway's own share is the tap's time less the time
+in card and reader. The journal holds some records already, as a shop's does: its write-ahead log is then
+written in place rather than growing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from pos_gateway.emv.apdu import INS_GENERATE_AC
+from pos_gateway.emv.apdu import (
+    INS_GENERATE_AC,
+    INS_GET_PROCESSING_OPTIONS,
+    INS_READ_RECORD,
+    INS_SELECT,
+)
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.errors import PosGatewayError
+from pos_gateway.gateway.readers.frontend import FrontendReader
 from pos_gateway.gateway.readers.pcsc import PcscReader
-from pos_gateway.gateway.readers.port import CardChannel
+from pos_gateway.gateway.readers.port import CardChannel, Reader
 from pos_gateway.gateway.till import Approved
 from pos_gateway.lab.shop import Shop
+from pos_gateway.lab.udp_card import UdpField
+from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.lab.virtual_reader import VirtualReader
 from pos_gateway.ledger.config import Policy
 from pos_gateway.records import Kind, uuid7
@@ -33,6 +42,20 @@ _WARM_UP: Final = 20
 _CARD_WAIT_S: Final = 10.0
 _RECORDS_BEFORE: Final = 1200
 
+DRIVERS: Final = ("virtual", "udp")
+"""`virtual`: PC/SC through a real pcscd and vpcd; `udp`: nfcpy's udp driver, the card in this process."""
+
+_WHY: Final = {
+    INS_SELECT: "our application by its AID, before any directory; brings the PDOL",
+    INS_GET_PROCESSING_OPTIONS: "starts the session; brings AIP, AFL and the note",
+    INS_GENERATE_AC: "the card compares with the ceiling, moves its counter and signs",
+}
+_WHY_RECORDS: Final = (
+    "issuer certificate: as long as the CA key, it fills one answer alone",
+    "ICC certificate, its remainder, CA key index, exponents: they cannot stand in what they sign",
+    "PAN, dates, CDOL1 and CDOL2: the signed record; all three do not fit into two answers",
+)
+
 
 class TimedChannel:
     """Passes APDUs on, adds up the time they take, and remembers them."""
@@ -40,26 +63,32 @@ class TimedChannel:
     def __init__(self, channel: CardChannel) -> None:
         self._channel = channel
         self.elapsed_ns = 0
+        self.cpu_ns = 0
         self.commands: list[bytes] = []
 
     def transceive(self, command: bytes) -> bytes:
         self.commands.append(command)
-        begun = time.perf_counter_ns()
+        begun, cpu_begun = time.perf_counter_ns(), time.thread_time_ns()
         try:
             return self._channel.transceive(command)
         finally:
             self.elapsed_ns += time.perf_counter_ns() - begun
+            self.cpu_ns += time.thread_time_ns() - cpu_begun
 
     def close(self) -> None:
         self._channel.close()
 
 
 def bench_tap(
-    taps: int, folder: Path | None = None, progress: Callable[[int], None] = lambda n: None
+    taps: int,
+    folder: Path | None = None,
+    driver: str = "virtual",
+    progress: Callable[[int], None] = lambda n: None,
 ) -> dict[str, Any]:
     """Measure so many taps; times in µs.
 
-    `folder`: on which disk the journal lies; the system's temporary folder if not said.
+    `driver`: one of `DRIVERS`. `folder`: on which disk the journal lies; the system's temporary folder if
+    not said.
 
     Raises:
         ReaderUnavailable: pcscd or vpcd is not installed.
@@ -69,25 +98,44 @@ def bench_tap(
     with (
         tempfile.TemporaryDirectory(dir=folder, prefix="pos-gateway-bench-") as scratch,
         Shop(Path(scratch), policy=policy) as shop,
-        VirtualReader(slots=1) as virtual,
     ):
-        os.environ.update(virtual.environment)
         _, personalisation = shop.issue(limit_minor=10 * _AMOUNT_MINOR * (taps + _WARM_UP))
         shop.publish()
         _fill(shop)
-        card_file = Path(scratch) / "card.json"
+        with _present_card(driver, personalisation, Path(scratch)) as reader:
+            measured = _measure(shop, reader, personalisation, taps, Path(scratch), progress)
+    return {"driver": driver, **measured}
+
+
+@contextlib.contextmanager
+def _present_card(driver: str, personalisation: Personalisation, folder: Path) -> Iterator[Reader]:
+    """A reader with the card in its field."""
+    reader: Reader
+    if driver == "udp":
+        field = UdpField()
+        field.insert(VirtualCard(personalisation))
+        reader = FrontendReader("udp", lambda: field.path)
+        try:
+            yield reader
+        finally:
+            reader.close()
+            field.close()
+        return
+    with VirtualReader(slots=1) as virtual:
+        os.environ.update(virtual.environment)
+        card_file = folder / "card.json"
         card_file.write_text(personalisation.to_json())
         virtual.insert(card_file)
         reader = PcscReader(virtual.names[0])
         try:
-            return _measure(shop, reader, personalisation, taps, Path(scratch), progress)
+            yield reader
         finally:
             reader.close()
 
 
 def _measure(
     shop: Shop,
-    reader: PcscReader,
+    reader: Reader,
     personalisation: Personalisation,
     taps: int,
     folder: Path,
@@ -99,7 +147,8 @@ def _measure(
     bare_apdus: list[float] = []
     rsa: list[float] = []
     append: list[float] = []
-    apdus = 0
+    own_cpu: list[float] = []
+    commands: list[bytes] = []
     operations = _rsa_operations(shop, personalisation)
     descriptor = os.open(folder / "raw", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
@@ -109,16 +158,16 @@ def _measure(
             payment = shop.till.new_payment(
                 uuid7(time.time_ns() // 1_000_000, os.urandom(10)), _AMOUNT_MINOR, number
             )
-            begun = time.perf_counter_ns()
+            begun, cpu_begun = time.perf_counter_ns(), time.thread_time_ns()
             outcome = shop.till.tap(payment, timed)
-            tap_ns = time.perf_counter_ns() - begun
+            tap_ns, cpu_ns = time.perf_counter_ns() - begun, time.thread_time_ns() - cpu_begun
             channel.close()
             if not isinstance(outcome, Approved):
                 raise PosGatewayError(f"a tap of the benchmark was not approved: {outcome}")
 
             record = outcome.record
             size = len(record.body) + len(record.proof) + 200
-            apdus = len(timed.commands)
+            commands = timed.commands
             channel = _present(reader)
             bare_ns = _replay(channel, timed.commands)
             channel.close()
@@ -129,6 +178,7 @@ def _measure(
             whole.append(tap_ns / 1000)
             card_and_reader.append(timed.elapsed_ns / 1000)
             own.append((tap_ns - timed.elapsed_ns) / 1000)
+            own_cpu.append((cpu_ns - timed.cpu_ns) / 1000)
             bare_apdus.append(bare_ns / 1000)
             rsa.append(rsa_ns / 1000)
             append.append(append_ns / 1000)
@@ -138,16 +188,30 @@ def _measure(
     floor = statistics.median(rsa) + statistics.median(append)
     return {
         "taps": taps,
-        "apdus_per_tap": apdus,
+        "apdus_per_tap": len(commands),
+        "apdus": _explained(commands),
         "tap_us": _percentiles(whole),
         "card_and_reader_us": _percentiles(card_and_reader),
         "own_share_us": _percentiles(own),
+        "own_cpu_us": _percentiles(own_cpu),
         "bare_apdus_us": _percentiles(bare_apdus),
         "rsa_checks_us": _percentiles(rsa),
         "append_fdatasync_us": _percentiles(append),
         "own_share_ratio": round(statistics.median(own) / floor, 2),
         "target_ratio": 2.5,
     }
+
+
+def _explained(commands: Sequence[bytes]) -> list[dict[str, str]]:
+    """Each command of an approved tap, and why it is needed."""
+    records = iter(_WHY_RECORDS)
+    return [
+        {
+            "command": command[:4].hex(" ").upper(),
+            "why": next(records, "a further record") if command[1] == INS_READ_RECORD else _WHY[command[1]],
+        }
+        for command in commands
+    ]
 
 
 def _fill(shop: Shop) -> None:
@@ -158,7 +222,7 @@ def _fill(shop: Shop) -> None:
         shop.journal.append(Kind.DECLINE, record_id, facts, bytes(1400))
 
 
-def _present(reader: PcscReader) -> CardChannel:
+def _present(reader: Reader) -> CardChannel:
     channel = reader.wait_for_card(_CARD_WAIT_S)
     if channel is None:
         raise PosGatewayError("the virtual card was not seen")

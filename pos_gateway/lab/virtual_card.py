@@ -21,7 +21,9 @@ from pos_gateway.emv import tlv
 from pos_gateway.emv.apdu import (
     CDA_REQUESTED,
     INS_GENERATE_AC,
+    INS_GET_DATA,
     INS_GET_PROCESSING_OPTIONS,
+    INS_PUT_DATA,
     INS_READ_RECORD,
     INS_SELECT,
     SW_FILE_NOT_FOUND,
@@ -39,24 +41,29 @@ from pos_gateway.emv.application import (
     PDOL,
     PPSE,
     TAG_CEILING,
+    TAG_LOG,
+    TAG_NOTE,
     Iad,
     clear_counter_field,
     cvr,
     previous_digest,
 )
 from pos_gateway.emv.cryptogram import application_cryptogram, encipher_counter
+from pos_gateway.emv.note import encode_log, take_note_data
 from pos_gateway.emv.personalisation import Personalisation
-from pos_gateway.errors import InvalidInput
+from pos_gateway.errors import AuthenticationFailed, InvalidInput
 from pos_gateway.lab.card_state import CardState, StoredAnswer
 
 VISA_AID: Final = bytes.fromhex("A0000000031010")
 """What a scheme card's directory lists; here to be refused."""
 
 _SW_WRONG_LENGTH: Final = 0x6700
+_SW_SECURITY_STATUS: Final = 0x6982
 _SW_CONDITIONS: Final = 0x6985
 _SW_INCORRECT_DATA: Final = 0x6A80
 _SW_RECORD_NOT_FOUND: Final = 0x6A83
 _SW_INCORRECT_P1_P2: Final = 0x6A86
+_SW_NO_SUCH_DATA: Final = 0x6A88
 _SW_INS_NOT_SUPPORTED: Final = 0x6D00
 _SW_CLA_NOT_SUPPORTED: Final = 0x6E00
 
@@ -74,6 +81,8 @@ _CLASSES: Final = {
     INS_READ_RECORD: 0x00,
     INS_GET_PROCESSING_OPTIONS: 0x80,
     INS_GENERATE_AC: 0x80,
+    INS_GET_DATA: 0x80,
+    INS_PUT_DATA: 0x84,
 }
 
 
@@ -89,7 +98,9 @@ class _Stage(Enum):
     IDLE = 0
     SELECTED = 1
     INITIATED = 2
-    FINISHED = 3
+    ISSUER_ASKED = 3
+    """An ARQC was given where a TC was asked: one more GENERATE AC may follow."""
+    FINISHED = 4
 
 
 class VirtualCard:
@@ -101,7 +112,11 @@ class VirtualCard:
     The card refuses (AAC) what it is asked to pay against its own rules: no amount, an amount for others,
     a foreign currency, more than its per-tap cap, more than its cumulative cap since it was issued, more
     TCs on one day than its rate limit (days are the terminals' 9A, and never go back), a counter that
-    would run over. Only then it compares with the ceiling, and answers ARQC if that is too low.
+    would run over. Only then it compares with the ceiling, and answers ARQC if that is too low. A second
+    GENERATE AC in the same session may bring a higher ceiling for the same sale; if that is too low again,
+    or one of its own rules is against it by now, it is AAC.
+
+    A note is taken in a session that has given a cryptogram, the log is told in one that has given a TC.
 
     Raises:
         InvalidInput: a personalisation that no card could work with.
@@ -126,9 +141,14 @@ class VirtualCard:
             self.state = CardState.from_json(state_path.read_text())
         self._stage = _Stage.IDLE
         self._pdol_values = b""
+        self._asked: _Request | None = None
+        self._gave_tc = False
 
     def power_up(self) -> None:
-        self._stage = _Stage.IDLE
+        self._begin(_Stage.IDLE)
+
+    def _begin(self, stage: _Stage) -> None:
+        self._stage, self._asked, self._gave_tc = stage, None, False
 
     def process(self, command: bytes) -> bytes:
         """The answer to one command APDU. The state is committed before this returns."""
@@ -144,11 +164,13 @@ class VirtualCard:
             INS_GET_PROCESSING_OPTIONS: self._get_processing_options,
             INS_READ_RECORD: self._read_record,
             INS_GENERATE_AC: self._generate_ac,
+            INS_GET_DATA: self._get_data,
+            INS_PUT_DATA: self._put_data,
         }[command.ins]
         return answer(command)
 
     def _select(self, command: Command) -> bytes:
-        self._stage = _Stage.IDLE
+        self._begin(_Stage.IDLE)
         name = _selected_name(command)
         if name == PPSE:
             return directory(AID, _LABEL)
@@ -170,7 +192,8 @@ class VirtualCard:
             raise _Refused(_SW_CONDITIONS)  # a card that has used up its ATC is dead (Book 2 §8.1.2)
         self._pdol_values = command.data[len(_GPO_HEAD) :]
         self._stage = _Stage.INITIATED
-        return tlv.encode(0x77, tlv.encode(0x82, self._aip) + tlv.encode(0x94, _AFL))
+        note = tlv.encode(TAG_NOTE, self.state.note) if self.state.note else b""
+        return tlv.encode(0x77, tlv.encode(0x82, self._aip) + tlv.encode(0x94, _AFL) + note)
 
     def _read_record(self, command: Command) -> bytes:
         self._require(_Stage.INITIATED)
@@ -187,6 +210,8 @@ class VirtualCard:
         return tlv.encode(0x70, record)
 
     def _generate_ac(self, command: Command) -> bytes:
+        if self._asked is not None:
+            return self._second_generate_ac(command, self._asked)
         self._require(_Stage.INITIATED)
         requested, cda = _requested_kind(command)
         if len(command.data) != _CDOL1_BYTES:
@@ -195,16 +220,59 @@ class VirtualCard:
         if requested is CryptogramKind.TC:
             stored = self.state.answer_to(request.terminal, request.unpredictable_number)
             if stored is not None:
-                # A tear is repaired by tapping again: the same question gets the answer it had.
-                self._stage = _Stage.FINISHED
+                # A tear is repaired by tapping again: the same question gets the answer it had, also
+                # when it was the second GENERATE AC that was answered.
+                self._stage, self._gave_tc = _Stage.FINISHED, True
                 return stored
         kind = self._decide(requested, request)
         if kind is not CryptogramKind.AAC and not cda:
             raise _Refused(_SW_INCORRECT_P1_P2)  # nothing that an issuer may act on goes out unsigned
-        answer, state = self._answer(kind, request)
-        self._commit(state)
-        self._stage = _Stage.FINISHED
+        answer = self._give(kind, request, replace(self.state, atc=self.state.atc + 1))
+        if kind is CryptogramKind.ARQC and requested is CryptogramKind.TC:
+            self._stage, self._asked = _Stage.ISSUER_ASKED, request
         return answer
+
+    def _second_generate_ac(self, command: Command, first: _Request) -> bytes:
+        """The same sale with the ceiling of CDOL2, under the same ATC. Only now does the counter move."""
+        requested, cda = _requested_kind(command)
+        if len(command.data) != _CDOL2_BYTES:
+            raise _Refused(_SW_WRONG_LENGTH)
+        request = first.with_second(command.data)
+        kind = self._decide(requested, request)
+        if requested is CryptogramKind.ARQC or (kind is not CryptogramKind.AAC and not cda):
+            raise _Refused(_SW_INCORRECT_P1_P2)
+        return self._give(CryptogramKind.AAC if kind is CryptogramKind.ARQC else kind, request, self.state)
+
+    def _give(self, kind: CryptogramKind, request: _Request, state: CardState) -> bytes:
+        """Answer; the state is committed before the first byte of it leaves."""
+        answer, after = self._answer(kind, request, state)
+        self._commit(after)
+        self._stage, self._asked = _Stage.FINISHED, None
+        self._gave_tc = kind is CryptogramKind.TC
+        return answer
+
+    def _put_data(self, command: Command) -> bytes:
+        """A new note, whole or not at all, whatever tears the card away."""
+        _require_object(command, TAG_NOTE)
+        self._require(_Stage.FINISHED)
+        try:
+            sequence, note = take_note_data(self._personalisation.mk_ac, command.data)
+        except InvalidInput:
+            raise _Refused(_SW_WRONG_LENGTH) from None
+        except AuthenticationFailed:
+            raise _Refused(_SW_SECURITY_STATUS) from None
+        if sequence <= self.state.note_sequence:
+            raise _Refused(_SW_CONDITIONS)
+        self._commit(replace(self.state, note_sequence=sequence, note=note))
+        return b""
+
+    def _get_data(self, command: Command) -> bytes:
+        _require_object(command, TAG_LOG)
+        if command.data:
+            raise _Refused(_SW_WRONG_LENGTH)
+        if not self._gave_tc:
+            raise _Refused(_SW_CONDITIONS)  # it tells the counter, which only a TC does
+        return tlv.encode(TAG_LOG, encode_log(self.state.log))
 
     def _decide(self, requested: CryptogramKind, request: _Request) -> CryptogramKind:
         own, state = self._personalisation, self.state
@@ -225,10 +293,9 @@ class VirtualCard:
             return CryptogramKind.ARQC
         return CryptogramKind.TC
 
-    def _answer(self, kind: CryptogramKind, request: _Request) -> tuple[bytes, CardState]:
+    def _answer(self, kind: CryptogramKind, request: _Request, state: CardState) -> tuple[bytes, CardState]:
         """The GENERATE AC answer, and the state the card is in once it is given."""
         own = self._personalisation
-        state = replace(self.state, atc=self.state.atc + 1)
         if kind is CryptogramKind.TC:
             state = state.moved(request.amount_minor, request.day, request.terminal)
             counter_field = clear_counter_field(state.counter)
@@ -239,15 +306,15 @@ class VirtualCard:
             cryptogram_version=_CRYPTOGRAM_VERSION,
             cvr=cvr(holder_verified_on_device=own.holder_verified_on_device),
             counter_field=counter_field,
-            previous_digest=self.state.previous_digest,
+            previous_digest=state.previous_digest,
         ).to_bytes()
         atc = state.atc.to_bytes(2, "big")
-        cryptogram = application_cryptogram(own.mk_ac, state.atc, request.values + self._aip + atc + iad)
+        cryptogram = application_cryptogram(own.mk_ac, state.atc, request.sent + self._aip + atc + iad)
         head = tlv.encode(0x9F27, bytes([kind.value])) + tlv.encode(0x9F36, atc)
         tail = tlv.encode(0x9F10, iad)
         if kind is CryptogramKind.AAC:
             return tlv.encode(0x77, head + tlv.encode(0x9F26, cryptogram) + tail), state
-        digest = _sha1(self._pdol_values + request.values + head + tail)
+        digest = _sha1(self._pdol_values + request.sent + head + tail)
         signature = self._key.sign_dynamic_data(
             dynamic_number=self._entropy(_DYNAMIC_NUMBER_BYTES),
             cid=kind.value,
@@ -407,7 +474,7 @@ def directory(aid: bytes, label: bytes) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What a terminal asks in GENERATE AC."""
+    """What a terminal asks in GENERATE AC: `values` in the first, `second` in the second one."""
 
     values: bytes
     amount_minor: int
@@ -417,6 +484,17 @@ class _Request:
     terminal: str
     unpredictable_number: bytes
     ceiling: int
+    second: bytes = b""
+
+    @property
+    def sent(self) -> bytes:
+        return self.values + self.second
+
+    def with_second(self, values: bytes) -> _Request:
+        elements = tlv.split_dol(_CDOL2, values)
+        if elements[0x9F37] != self.unpredictable_number:
+            raise _Refused(_SW_INCORRECT_DATA)
+        return replace(self, ceiling=int.from_bytes(elements[TAG_CEILING], "big"), second=values)
 
     @classmethod
     def parse(cls, values: bytes) -> _Request:
@@ -441,6 +519,8 @@ class _Request:
 
 _CDOL1: Final = tlv.parse_dol(CDOL1)
 _CDOL1_BYTES: Final = sum(entry.length for entry in _CDOL1)
+_CDOL2: Final = tlv.parse_dol(CDOL2)
+_CDOL2_BYTES: Final = sum(entry.length for entry in _CDOL2)
 _PDOL_BYTES: Final = sum(entry.length for entry in tlv.parse_dol(PDOL))
 _GPO_HEAD: Final = bytes([TAG_COMMAND_TEMPLATE, _PDOL_BYTES])
 
@@ -484,6 +564,11 @@ def _requested_kind(command: Command) -> tuple[CryptogramKind, bool]:
     if command.p2:
         raise _Refused(_SW_INCORRECT_P1_P2)
     return kind, cda
+
+
+def _require_object(command: Command, tag: int) -> None:
+    if (command.p1 << 8 | command.p2) != tag:
+        raise _Refused(_SW_NO_SUCH_DATA)
 
 
 def _decimal(value: bytes) -> int:

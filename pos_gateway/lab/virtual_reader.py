@@ -19,7 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from enum import Enum
 from pathlib import Path
 from types import TracebackType
@@ -42,6 +42,15 @@ class ForeignCard(Enum):
     """One of a card scheme: its directory lists the scheme's AID."""
     BLANK = "blank"
     """One without any application."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fuzz:
+    """How a card misbehaves: see `lab.scripted_card.FuzzedCard`."""
+
+    seed: int
+    leaves: bool = True
+    stall_s: float = 0.0
 
 
 class VirtualReader:
@@ -96,23 +105,26 @@ class VirtualReader:
         state: Path | None = None,
         slot: int = 0,
         faults: Sequence[Fault] = (),
+        fuzz: Fuzz | None = None,
     ) -> None:
         """Hold a card into a field, in place of any that is there. pcscd looks every 400 ms, so readers
         see it a little later.
 
         A card of ours, genuine or forged, is the personalisation file its maker wrote; its counter lives
-        in the file `state`, else in memory and is gone with the removal.
+        in the file `state`, else in memory and is gone with the removal. `fuzz`: it misbehaves so.
 
         Raises:
             ReaderUnavailable: pcscd is not running.
             InvalidInput: no such slot, or files that make no card.
         """
         if isinstance(card, ForeignCard):
-            description = {"kind": card.value}
+            description: dict[str, Any] = {"kind": card.value}
         else:
             description = {"kind": "personalised", "personalisation": str(card.absolute())}
             if state is not None:
                 description["state"] = str(state.absolute())
+            if fuzz is not None:
+                description["fuzz"] = asdict(fuzz)
         wire_faults = [{**asdict(fault), "kind": fault.kind.value} for fault in faults]
         self._order("insert", slot=slot, card=description, faults=wire_faults)
 

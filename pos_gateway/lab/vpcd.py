@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Protocol
 
+from pos_gateway.errors import CardLeft
+
 _POWER_ON: Final = b"\x01"
 _RESET: Final = b"\x02"
 _GET_ATR: Final = b"\x04"
@@ -160,7 +162,11 @@ class Field:
             if fault.kind is FaultKind.REMOVE_BEFORE:
                 self._leave()
                 return
-        answer = self.card.process(command)
+        try:
+            answer = self.card.process(command)
+        except CardLeft:  # a scripted card leaves by itself
+            self._leave()
+            return
         if fault is not None:
             if fault.kind is FaultKind.REMOVE_AFTER:
                 self._leave()

@@ -14,6 +14,14 @@ Only with a client certificate of the very gateway that the request names, looke
 
     GET  /v1/gateways/{id}           → {"gateway_id", "status", "certificate_until_unix_ms"}
     POST /v1/presentments            a signed batch → {"epoch", "verdicts": [{"id", "verdict", "reason"}, …]}
+    POST /v1/grants                  a signed inquiry with an ARQC → {"grant", "note", "refused", …}
+    POST /v1/notes                   a signed inquiry with a TC or ARQC → {"note", "refused", …}
+
+A phone's wallet has no certificate; its card's cryptogram over a challenge speaks for it:
+
+    POST /v1/wallet/challenges       → {"challenge"}: what the card must sign
+    POST /v1/wallet/notes            its ARQC over one → {"note", "limit", "refused", …}
+    POST /v1/wallet/returns          its TC over one → {"refused", …}
 
 `epoch` changes when the ledger was restored from a backup: present again what was acknowledged since.
 
@@ -26,6 +34,7 @@ import asyncio
 import base64
 import binascii
 import contextlib
+import gc
 import os
 import ssl
 from collections import OrderedDict, deque
@@ -49,6 +58,7 @@ from pos_gateway.errors import (
     PosGatewayError,
     Unavailable,
 )
+from pos_gateway.inquiry import MAX_INQUIRY_BYTES
 from pos_gateway.ledger.gateways import Gateway
 from pos_gateway.ledger.ledger import Ledger
 from pos_gateway.records import MAX_BATCH_RECORDS, MAX_BODY_BYTES, MAX_PROOF_BYTES
@@ -66,6 +76,8 @@ _RELOAD_S: Final = 30.0
 _NO_CHECK_TIME: Final = 0x200000
 """X509_V_FLAG_NO_CHECK_TIME of OpenSSL, which `ssl` does not name."""
 _LINGERING_S: Final = 1.0  # for a client that goes on sending after it was refused
+
+_COLLECTION_THRESHOLDS: Final = (50_000, 20, 20)
 
 _FAILED_ENROLMENTS: Final = 10
 _FAILED_ENROLMENTS_WINDOW_S: Final = 60.0
@@ -109,6 +121,7 @@ class FailedAttempts:
 
 _LEDGER: Final = web.AppKey("ledger", Ledger)
 _ATTEMPTS: Final = web.AppKey("attempts", FailedAttempts)
+_URGENT: Final = web.AppKey("urgent", asyncio.Event)
 _BATCHES: Final = web.AppKey("batches", asyncio.Semaphore)
 
 
@@ -118,6 +131,7 @@ def build_app(ledger: Ledger) -> web.Application:
     app[_LEDGER] = ledger
     app[_ATTEMPTS] = FailedAttempts()
     app[_BATCHES] = asyncio.Semaphore(_MAX_BATCHES_AT_ONCE)
+    app[_URGENT] = asyncio.Event()
     app.add_routes(
         [
             web.get("/v1/authority", _authority),
@@ -128,6 +142,11 @@ def build_app(ledger: Ledger) -> web.Application:
             ),
             web.get("/v1/gateways/{id}", _standing),
             web.post("/v1/presentments", _present),
+            web.post("/v1/grants", _grant),
+            web.post("/v1/notes", _note),
+            web.post("/v1/wallet/challenges", _wallet_challenge),
+            web.post("/v1/wallet/notes", _wallet_note),
+            web.post("/v1/wallet/returns", _wallet_return),
             web.get("/v1/health", _health),
         ]
     )
@@ -147,15 +166,16 @@ async def serve(
     Raises:
         Unavailable: the address is not to be had.
     """
+    collect_seldom()
     await asyncio.to_thread(ledger.renew_tls)
     loaded, context = _stamp(ledger), _tls(ledger)
+    app = build_app(ledger)
     keeping = [
         asyncio.create_task(_renew_metadata(ledger), name="metadata"),
         asyncio.create_task(_reload_tls(ledger, context, loaded), name="certificate"),
+        asyncio.create_task(_take_back(ledger, app[_URGENT]), name="taking back"),
     ]
-    runner = web.AppRunner(
-        build_app(ledger), access_log=None, shutdown_timeout=_SHUTDOWN_S, lingering_time=_LINGERING_S
-    )
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S, lingering_time=_LINGERING_S)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host, port, ssl_context=context)
@@ -176,6 +196,13 @@ async def serve(
         _log.info("stopped")
 
 
+def collect_seldom() -> None:
+    """A batch makes tens of thousands of objects that live until it is settled: looking for cycles among
+    them every few hundred would take a tenth of the time that posting takes."""
+    gc.freeze()
+    gc.set_threshold(*_COLLECTION_THRESHOLDS)
+
+
 async def _renew_metadata(ledger: Ledger) -> None:
     """Tell the shops every hour that the newest limits are still the newest: see `Repository.renew`."""
     while True:
@@ -184,6 +211,20 @@ async def _renew_metadata(ledger: Ledger) -> None:
         except (PosGatewayError, OSError) as error:
             _log.error("metadata not renewed", reason=str(error))
         await asyncio.sleep(_RENEWAL_S)
+
+
+async def _take_back(ledger: Ledger, urgent: asyncio.Event) -> None:
+    """Tell the shops at once of tokens that must not pay any more: clones that were proven."""
+    while True:
+        try:
+            published = await asyncio.to_thread(ledger.publish_urgent)
+        except (PosGatewayError, OSError) as error:
+            _log.error("blocked tokens not told to the shops yet", reason=str(error))
+        else:
+            if published is not None:
+                _log.warning("blocked tokens told to the shops", version=published.version)
+        await urgent.wait()
+        urgent.clear()
 
 
 def _tls(ledger: Ledger) -> ssl.SSLContext:
@@ -309,13 +350,7 @@ async def _standing(request: web.Request) -> web.Response:
 
 
 async def _present(request: web.Request) -> web.Response:
-    gateway_id = request.headers.get("Pos-Gateway-Id", "")
-    try:
-        signature = base64.b64decode(request.headers.get("Pos-Gateway-Signature", ""), validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidMessage("not base64", where="header Pos-Gateway-Signature") from None
-    if not gateway_id or not signature:
-        raise InvalidMessage("the batch is not signed", where="headers Pos-Gateway-Id, Pos-Gateway-Signature")
+    gateway_id, signature = _signed_by(request)
     ledger = request.app[_LEDGER]
     await _client(request, gateway_id)
     # A batch may be large: only so many are held in memory at a time, and only an enrolled gateway's.
@@ -323,12 +358,70 @@ async def _present(request: web.Request) -> web.Response:
         body = await _body(request)
         # Not to be cut off half-way by a client that hangs up: what is under way is finished.
         verdicts = await asyncio.shield(asyncio.to_thread(ledger.present, gateway_id, body, signature))
+    if any(verdict.proves_clone for verdict in verdicts):
+        request.app[_URGENT].set()
     counts: dict[str, int] = {}
     for verdict in verdicts:
         counts[verdict.verdict.value] = counts.get(verdict.verdict.value, 0) + 1
     _log.info("presented", gateway_id=gateway_id, records=len(verdicts), **counts)
     epoch = str(await asyncio.to_thread(lambda: ledger.epoch))
     return web.json_response({"epoch": epoch, "verdicts": [verdict.to_wire() for verdict in verdicts]})
+
+
+def _signed_by(request: web.Request) -> tuple[str, bytes]:
+    """Which gateway says that it sent this, and its signature over the body, still to be verified."""
+    gateway_id = request.headers.get("Pos-Gateway-Id", "")
+    try:
+        signature = base64.b64decode(request.headers.get("Pos-Gateway-Signature", ""), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidMessage("not base64", where="header Pos-Gateway-Signature") from None
+    if not gateway_id or not signature:
+        raise InvalidMessage("the body is not signed", where="headers Pos-Gateway-Id, Pos-Gateway-Signature")
+    return gateway_id, signature
+
+
+async def _grant(request: web.Request) -> web.Response:
+    return await _answer_gateway(request, request.app[_LEDGER].grant)
+
+
+async def _note(request: web.Request) -> web.Response:
+    return await _answer_gateway(request, request.app[_LEDGER].note)
+
+
+async def _answer_gateway(request: web.Request, answer: Callable[[str, bytes, bytes], str]) -> web.Response:
+    gateway_id, signature = _signed_by(request)
+    await _client(request, gateway_id)
+    body = await _small_body(request)
+    text = await asyncio.shield(asyncio.to_thread(answer, gateway_id, body, signature))
+    _log.info("answered", path=request.path, gateway_id=gateway_id)
+    return web.Response(text=text, content_type="application/json")
+
+
+async def _wallet_challenge(request: web.Request) -> web.Response:
+    return web.json_response({"challenge": request.app[_LEDGER].wallet_challenge()})
+
+
+async def _wallet_note(request: web.Request) -> web.Response:
+    return await _answer_wallet(request, request.app[_LEDGER].wallet_note)
+
+
+async def _wallet_return(request: web.Request) -> web.Response:
+    return await _answer_wallet(request, request.app[_LEDGER].wallet_return)
+
+
+async def _answer_wallet(request: web.Request, answer: Callable[[bytes], str]) -> web.Response:
+    body = await _small_body(request)
+    text = await asyncio.shield(asyncio.to_thread(answer, body))
+    _log.info("answered", path=request.path)
+    return web.Response(text=text, content_type="application/json")
+
+
+async def _small_body(request: web.Request) -> bytes:
+    if request.content_length is None:
+        raise web.HTTPLengthRequired
+    if request.content_length > MAX_INQUIRY_BYTES:
+        raise web.HTTPRequestEntityTooLarge(MAX_INQUIRY_BYTES, request.content_length)
+    return await _body(request)
 
 
 async def _body(request: web.Request) -> bytes:

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
+from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
+import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
 
 from pos_gateway.errors import InvalidConfiguration, InvalidInput
 from pos_gateway.instalments import Offer
+from pos_gateway.ledger import store
+from pos_gateway.ledger.allowance import AllowancePolicy
 from pos_gateway.ledger.certificates import SignedKey
-from pos_gateway.limits.header import RiskPolicy
+from pos_gateway.ledger.reserve import Guarantee
+from pos_gateway.ledger.use import UsePolicy
+from pos_gateway.limits.header import OnlineTerms, RiskPolicy
 
 _DAY_S: Final = 24 * 3600
 
@@ -71,6 +78,33 @@ class MetadataLives(BaseModel):
     timestamp_s: int = Field(default=2 * _DAY_S, gt=0)
 
 
+class OnlinePolicy(BaseModel):
+    """What grants and notes may do. The first four stand in the limits' headers, signed by limit keys.
+
+    `note_room_percent`: how much of an account's free credit one note may bring within reach.
+    `grant_room_percent`: the same for a grant, beside the amount that it was asked for.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    per_tap_cap_minor: int = Field(default=100_000, ge=0, lt=1 << 32)
+    grant_life_s: int = Field(default=300, ge=0, lt=1 << 32)
+    note_life_s: int = Field(default=3 * _DAY_S, ge=0, lt=1 << 32)
+    unsynchronised_amount_cap_minor: int = Field(default=5_000_000, ge=0, lt=1 << 53)
+    note_room_percent: int = Field(default=50, ge=0, le=100)
+    grant_room_percent: int = Field(default=0, ge=0, le=100)
+
+    def terms(self, keys: Sequence[bytes]) -> OnlineTerms:
+        """What a header tells every gateway of it."""
+        return OnlineTerms(
+            keys=tuple(keys),
+            per_tap_cap_minor=self.per_tap_cap_minor,
+            grant_life_s=self.grant_life_s,
+            note_life_s=self.note_life_s,
+            unsynchronised_amount_cap_minor=self.unsynchronised_amount_cap_minor,
+        )
+
+
 def _offer(value: object) -> Offer:
     if isinstance(value, Offer):
         return value
@@ -88,10 +122,12 @@ SignedOffer = Annotated[Offer, PlainValidator(_offer), PlainSerializer(Offer.to_
 class Policy(BaseModel):
     """The issuer's decisions. Spans in seconds, caps in minor units.
 
-    `presentment_deadline_s` is D: how long after its expiry a ceiling still reserves credit, because
-    payments made under it may still be presented. `token_share_percent`: how much of an account's
-    limit, less what is owed, all its active tokens' reserves may come to; it is split evenly.
+    `presentment_deadline_s` is D and `clock_tolerance_s` is δ: so long after its expiry a ceiling still
+    reserves credit, because payments made under it may still be presented. `token_share_percent`: how much
+    of an account's limit, less what is owed, all its active tokens' reserves may come to; `allowance` says
+    how they share it.
     `offers`: the instalment plans that shops may offer.
+    `use`: allowances go by use instead, see `ledger.use`; `policies/by-use.json` is such a policy.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
     `certificate_life_s`: of a gateway's certificate. `certificate_grace_s`: how long after it a gateway may
     still ask for the next one, by its device key alone.
@@ -108,11 +144,19 @@ class Policy(BaseModel):
     card_cumulative_cap_minor: int = Field(default=1_000_000_000, gt=0)
     card_tc_rate_limit: int = Field(default=50, gt=0)
     token_share_percent: int = Field(default=100, ge=0, le=100)
+    allowance: AllowancePolicy = AllowancePolicy()
     delta_bases: int = Field(default=7, ge=0, le=100)
     offers: tuple[SignedOffer, ...] = ()
     certificate_life_s: int = Field(default=30 * _DAY_S, ge=60)
     certificate_grace_s: int = Field(default=90 * _DAY_S, ge=0)
     metadata_lives: MetadataLives = MetadataLives()
+    use: UsePolicy | None = None
+    online: OnlinePolicy = OnlinePolicy()
+
+    @property
+    def guarantee(self) -> Guarantee:
+        """What an honest shop is allowed."""
+        return Guarantee(self.clock_tolerance_s, self.presentment_deadline_s)
 
     def risk_policy(self) -> RiskPolicy:
         """What every gateway is told of it."""
@@ -121,3 +165,15 @@ class Policy(BaseModel):
             presentment_deadline_s=self.presentment_deadline_s,
             clock_tolerance_s=self.clock_tolerance_s,
         )
+
+
+def policy_in_force(connection: sa.Connection) -> Policy:
+    """The newest one."""
+    query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
+    return Policy.model_validate_json(connection.scalars(query).one())
+
+
+def policy_by_use() -> Policy:
+    """The shipped policy whose allowances go by use: what the simulator runs with unless told otherwise."""
+    text = files(__package__).joinpath("policies", "by-use.json").read_text()
+    return Policy.model_validate_json(text)

@@ -56,6 +56,8 @@ class Original:
     amount_minor: int = 0
     left_minor: int = 0
     voided: bool = False
+    book: tuple[str, str] = ("", "")
+    """What was debited for it, and whose: a correction credits the same."""
 
 
 @dataclass(frozen=True, slots=True)

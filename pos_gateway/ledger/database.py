@@ -18,6 +18,16 @@ BUSY_TIMEOUT_S: Final = 30
 
 _CONNECT_TIMEOUT_S: Final = 10
 _CONNECTIONS: Final = 8
+_SQLITE_PRAGMAS: Final = (
+    "journal_mode=WAL",
+    "synchronous=FULL",
+    "foreign_keys=ON",
+    # A batch touches pages all over the indexes: the busy ones stay in memory, and one checkpoint writes
+    # them once for several batches.
+    "cache_size=-65536",
+    "wal_autocheckpoint=8000",
+    "temp_store=MEMORY",
+)
 # Whatever the cluster's own defaults are: an acknowledged commit is on its disk, nobody waits for a row
 # for ever, and a replica that froze in a transaction does not hold accounts for ever.
 _POSTGRES_OPTIONS: Final = (
@@ -71,7 +81,7 @@ def _sqlite(url: sa.URL) -> sa.Engine:
         # The driver's own implicit BEGIN is deferred and comes late: a transaction that reads before it
         # writes could then fail on the upgrade. We begin ourselves.
         connection.isolation_level = None
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
+        for pragma in _SQLITE_PRAGMAS:
             connection.execute(f"PRAGMA {pragma}")
 
     @sa.event.listens_for(engine, "begin")

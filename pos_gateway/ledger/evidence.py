@@ -10,6 +10,7 @@ import hmac
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
+from functools import lru_cache
 from typing import Annotated, Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -34,6 +35,7 @@ from pos_gateway.limits.record import token_key
 from pos_gateway.money import MAX_AMOUNT_MINOR, Currency
 from pos_gateway.records import Kind, Record, open_proof
 
+_CARD_KEYS: Final = 16_384
 _MAX_TIME_UNIX_MS: Final = 253_402_300_799_999
 
 
@@ -106,6 +108,8 @@ class Tap:
     ceiling: int
     limit_digest: bytes
     at_unix_ms: int
+    previous_digest: bytes
+    """How the card names the TC it gave before this one."""
     plan: Quote | None = None
 
 
@@ -137,9 +141,9 @@ def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
     if tc.iad.key_index != issuer.master.index:
         raise AuthenticationFailed("made with a key this issuer does not have", step="application cryptogram")
     expected = cryptogram.application_cryptogram(
-        cryptogram.derive_card_key(issuer.master.ac, card.pan, card.psn),
+        card_key(issuer.master.ac, card.pan, card.psn),
         tc.atc,
-        answer.cdol1_values + card_read.aip + tc.atc.to_bytes(2, "big") + tc.iad.to_bytes(),
+        answer.sent + card_read.aip + tc.atc.to_bytes(2, "big") + tc.iad.to_bytes(),
     )
     if not hmac.compare_digest(expected, tc.ac):
         raise AuthenticationFailed("not made with this card's key", step="application cryptogram")
@@ -158,8 +162,15 @@ def examine(record: Record, gateway: Gateway, issuer: Issuer) -> Tap:
         ceiling=facts.ceiling,
         limit_digest=bytes.fromhex(facts.limit_digest),
         at_unix_ms=facts.at_unix_ms,
+        previous_digest=tc.iad.previous_digest,
         plan=_plan(facts),
     )
+
+
+@lru_cache(maxsize=_CARD_KEYS)
+def card_key(master_key: bytes, pan: str, psn: int) -> bytes:
+    """A customer pays more than once, and deriving her card's key takes as long as using it."""
+    return cryptogram.derive_card_key(master_key, pan, psn)
 
 
 def _facts(record: Record) -> Facts:

@@ -100,7 +100,7 @@ class Gateway:
         raise AuthenticationFailed(
             "this gateway is suspended by the issuer",
             step="gateway",
-            advice="call the issuer; what waits here is kept, and presented once it is reinstated",
+            advice="call the issuer; payments that it presents are held for review",
         )
 
 

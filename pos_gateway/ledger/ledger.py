@@ -3,6 +3,7 @@
 home/ledger.json    who issues, in which currency
 home/keys/          every key, mode 0600
 home/ledger.db      accounts, tokens, presentments, double entry: unless ledger.json names a PostgreSQL
+home/keys/online/   those that sign grants and notes
 home/keys/signing/  those of them that sign what is published; some may lie elsewhere
 home/repository/    the TUF repository: what gateways fetch
 home/staging/       versions that wait for their signatures
@@ -23,13 +24,14 @@ from datetime import UTC, date, datetime, timedelta
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from uuid import UUID, uuid4
 
 import sqlalchemy as sa
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from pos_gateway.conflict import ConflictBundle
 from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.enrolment import (
@@ -49,25 +51,52 @@ from pos_gateway.errors import (
     NotFound,
     Unavailable,
 )
-from pos_gateway.ledger import accounts, admission, gateways, issuing, postings, store
-from pos_gateway.ledger.accounts import Account, Token, TokenStatus
+from pos_gateway.ledger import (
+    accounts,
+    admission,
+    conflicts,
+    gateways,
+    grants,
+    issuing,
+    movements,
+    online,
+    postings,
+    reviews,
+    store,
+)
+from pos_gateway.ledger.accounts import Account, LockedAccount, Token, TokenStatus
 from pos_gateway.ledger.authority import Presented, nearly_over
+from pos_gateway.ledger.books import RECEIVABLE
 from pos_gateway.ledger.ceremony import Ceremony, first_root
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
-from pos_gateway.ledger.config import Identity, Policy
+from pos_gateway.ledger.config import Identity, Policy, policy_in_force
+from pos_gateway.ledger.conflicts import ConflictFound
 from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Action, Gateway, GatewayAction, GatewayStatus
 from pos_gateway.ledger.keys import ICC_KEY_BITS, KeyRing, generate_rsa_key, make_authority
-from pos_gateway.ledger.publisher import PreparedSnapshot, PublishedSnapshot, Publisher
+from pos_gateway.ledger.movements import Movement, Purpose
+from pos_gateway.ledger.online import OnlineKeys
+from pos_gateway.ledger.publisher import (
+    PreparedSnapshot,
+    PublishedSnapshot,
+    Publisher,
+    online_terms,
+    to_take_back,
+)
 from pos_gateway.ledger.repository import Repository, utc
-from pos_gateway.ledger.settlement import RECEIVABLE, AlarmKind, RecordVerdict
+from pos_gateway.ledger.reviews import Review
+from pos_gateway.ledger.settlement import AlarmKind, Examined, RecordVerdict
 from pos_gateway.ledger.signer_log import Replayed, SignerLog
 from pos_gateway.ledger.signing import KeyChest, Role, new_signing_key
 from pos_gateway.ledger.store import Store
+from pos_gateway.ledger.verification import Verifier
+from pos_gateway.limits.header import OnlineTerms
 from pos_gateway.limits.record import token_key
 from pos_gateway.money import currency as currency_of
 from pos_gateway.records import Verdict
+
+_T = TypeVar("_T")
 
 _CA_LIFE_YEARS: Final = 12
 _ISSUER_LIFE_YEARS: Final = 10
@@ -123,6 +152,7 @@ class Ledger:
         *,
         database: str | None = None,
         restoring: bool = False,
+        verifiers: int = 0,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.home = home
@@ -132,11 +162,13 @@ class Ledger:
         self._database = Store.open(database_url(database or self.identity.database, home))
         self._log = SignerLog(home / "keys" / "publications")
         self._revoked = home / "keys" / "revoked"
+        self.online_keys = OnlineKeys(home / "keys" / online.FOLDER)
         self.repository = Repository(home / "repository")
         self._publisher = Publisher(self._database, self.repository, home / "staging", self._log)
         if not restoring:
             self._check_remembers()
         self._clock = clock
+        self._verifier = Verifier(self.issuer, verifiers)
         self.ceremony = Ceremony(
             self.repository,
             home / "keys" / "signing",
@@ -205,6 +237,7 @@ class Ledger:
             for keys_of_role in signing.values():
                 for key in keys_of_role:
                     key.write(staging / "keys" / "signing")
+            OnlineKeys(staging / "keys" / online.FOLDER).create()
             chest = KeyChest.open(staging / "keys" / "signing")
             Repository.create(staging / "repository", root, chest, utc(clock()), lives)
             (staging / "staging").mkdir()
@@ -221,16 +254,22 @@ class Ledger:
 
     @classmethod
     def open(
-        cls, home: Path, *, database: str | None = None, clock: Callable[[], float] = time.time
+        cls,
+        home: Path,
+        *,
+        database: str | None = None,
+        verifiers: int = 0,
+        clock: Callable[[], float] = time.time,
     ) -> Ledger:
-        """`database`: another way to the same books than `ledger.json` names.
+        """`database`: another way to the same books than `ledger.json` names. `verifiers`: in how many
+        processes presentments are verified; with 0, in this one.
 
         Raises:
             InvalidConfiguration: no ledger there, a file of it is missing, damaged or open to others, or
                 its tables are of another version.
             Unavailable: its database is not to be had.
         """
-        return cls(home.absolute(), database=database, clock=clock)
+        return cls(home.absolute(), database=database, verifiers=verifiers, clock=clock)
 
     @classmethod
     def migrate(cls, home: Path, to: str = "head") -> tuple[str | None, str | None]:
@@ -263,6 +302,10 @@ class Ledger:
             with ledger._database.write() as connection:
                 replayed = ledger._log.replay(connection)
                 gateways.replay_revoked(connection, ledger._revoked, ledger.now_unix_ms())
+                accounts.extend_standing(
+                    connection,
+                    ledger._now_unix_s() + policy_in_force(connection).guarantee.presentment_deadline_s,
+                )
                 number = connection.scalar(sa.select(sa.func.max(store.epochs.c.number))) or 0
                 connection.execute(
                     store.epochs.insert().values(
@@ -273,21 +316,29 @@ class Ledger:
 
     def _check_remembers(self) -> None:
         """Shops may rely on every publication that was logged: nothing may be given out without them."""
-        logged = self._log.versions()
-        if not logged:
-            return
+        logged = (self._log.versions() or [0])[-1]
         with self._database.read() as connection:
             known = connection.scalar(sa.select(sa.func.max(store.snapshots.c.version))) or 0
-        if known < logged[-1]:
-            self._database.close()
-            raise InvalidConfiguration(
-                f"the database knows of {known} snapshots, and {logged[-1]} were published",
-                where="database",
-                advice="if it was restored from a backup, run `pos-gateway ledger restored`",
-            )
+            forgotten = self._log.has_forgotten(connection)
+        if known >= logged and not forgotten:
+            return
+        self._database.close()
+        raise InvalidConfiguration(
+            "the database does not know the last grant that was given out"
+            if forgotten
+            else f"the database knows of {known} snapshots, and {logged} were published",
+            where="database",
+            advice="if it was restored from a backup, run `pos-gateway ledger restored`",
+        )
 
     def close(self) -> None:
+        self._verifier.close()
         self._database.close()
+
+    @property
+    def database(self) -> Store:
+        """The books themselves."""
+        return self._database
 
     def __enter__(self) -> Ledger:
         return self
@@ -304,16 +355,13 @@ class Ledger:
     def epoch(self) -> UUID:
         """Which life of this ledger it is: another one after a restore from a backup."""
         with self._database.read() as connection:
-            newest = sa.select(store.epochs.c.id).order_by(store.epochs.c.number.desc()).limit(1)
-            epoch: UUID = connection.scalars(newest).one()
-            return epoch
+            return store.current_epoch(connection)
 
     @property
     def policy(self) -> Policy:
         """The policy in force."""
         with self._database.read() as connection:
-            query = sa.select(store.policies.c.body).order_by(store.policies.c.version.desc()).limit(1)
-            return Policy.model_validate_json(connection.scalars(query).one())
+            return policy_in_force(connection)
 
     def set_policy(self, policy: Policy) -> None:
         """Takes effect with the next snapshot."""
@@ -443,6 +491,150 @@ class Ledger:
         with self._database.write() as connection:
             accounts.set_token_status(connection, token_id, status)
         return self.token(token_id)
+
+    def replace_token(self, token_id: str, *, icc_key: rsa.RSAPrivateKey | None = None) -> IssuedToken:
+        """Close a token for ever and issue another one like it to the same account. What is still out for
+        the old one stays reserved until it lapses; the new one gets what is free.
+
+        Raises:
+            NotFound: no such token.
+            Conflict: it is closed already.
+        """
+        old = self.token(token_id)
+        if old.status is TokenStatus.CLOSED:
+            raise Conflict(f"token {token_id} is closed already", advice="issue a new one")
+        self.set_token_status(token_id, TokenStatus.CLOSED)
+        return self.issue_token(old.account_id, per_tap_cap_minor=old.per_tap_cap_minor, icc_key=icc_key)
+
+    def set_line(self, account_id: str, line_minor: int) -> Account:
+        """Another limit, funds in the vault apart: more at once, less as far as nothing owed or reserved
+        needs it; the rest of a cut completes by itself.
+
+        Raises:
+            NotFound: no such account.
+            InvalidInput: below zero.
+        """
+        self._with_account(
+            account_id,
+            lambda connection, account: movements.set_line(
+                connection, account, line_minor, self.now_unix_ms()
+            ),
+        )
+        return self.account(account_id)
+
+    def receive(self, account_id: str, purpose: Purpose, *, reference: str, amount_minor: int) -> Movement:
+        """A repayment, funds into the vault, or funds asked back from it; see `movements.receive`. The same
+        reference again is the same movement.
+
+        Raises:
+            NotFound: no such account.
+            InvalidInput, Conflict: see `movements.receive`.
+        """
+        return self._with_account(
+            account_id,
+            lambda connection, account: movements.receive(
+                connection,
+                account,
+                purpose=purpose,
+                reference=reference,
+                amount_minor=amount_minor,
+                now_unix_ms=self.now_unix_ms(),
+            ),
+        )
+
+    def settle_movement(self, account_id: str, reference: str, *, final: bool) -> Movement:
+        """What became of money that came in: here to stay, or taken back.
+
+        Raises:
+            NotFound, Conflict: see `movements.settle`.
+        """
+        return self._with_account(
+            account_id,
+            lambda connection, account: movements.settle(
+                connection, account, reference, final=final, now_unix_ms=self.now_unix_ms()
+            ),
+        )
+
+    def movements(self, account_id: str) -> tuple[Movement, ...]:
+        """Oldest first."""
+        with self._database.read() as connection:
+            return movements.movements_of(connection, account_id)
+
+    def reviews(self) -> tuple[Review, ...]:
+        """Payments that wait for a decision, the longest first."""
+        with self._database.read() as connection:
+            return reviews.waiting(connection)
+
+    def review(self, gateway_id: str, record_id: UUID, *, release: bool, note: str) -> Verdict:
+        """Decide about a payment that was held.
+
+        Raises:
+            NotFound: none was held under that id.
+            Conflict: see `reviews.decide`.
+        """
+        with self._database.read() as connection:
+            account_id = reviews.find(connection, gateway_id, record_id).account_id
+
+        def decide(connection: sa.Connection, account: LockedAccount) -> Verdict:
+            return reviews.decide(
+                connection,
+                account,
+                reviews.find(connection, gateway_id, record_id),
+                release=release,
+                note=note,
+                now_unix_ms=self.now_unix_ms(),
+            )
+
+        return self._with_account(account_id, decide)
+
+    def conflicts(self) -> tuple[ConflictFound, ...]:
+        """Clones that were proven, oldest first."""
+        with self._database.read() as connection:
+            return conflicts.every(connection)
+
+    def conflict_bundle(self, conflict_id: UUID) -> ConflictBundle:
+        """The evidence of a clone, to be verified with public keys alone. It holds the full token number.
+
+        Raises:
+            NotFound: see `conflicts.bundle`.
+        """
+        with self._database.read() as connection:
+            return conflicts.bundle(
+                connection,
+                conflict_id,
+                issuer=self.issuer,
+                issuer_name=self.identity.issuer,
+                ca_keys=self.ca_keys,
+            )
+
+    def publish_urgent(self) -> PublishedSnapshot | None:
+        """Take back at once what tokens may not use any more that were blocked or closed since the last
+        snapshot, and change nothing else: no new ceilings, no longer validity. None if there are none.
+
+        Raises:
+            Unavailable: see `publish`.
+        """
+        with self._database.read() as connection:
+            if not to_take_back(connection):
+                return None
+        with self.repository.exclusive():
+            prepared = self._publisher.prepare(
+                self.identity,
+                self.policy,
+                self.keys.token_key.epoch,
+                self._now_unix_s,
+                automatic=True,
+                urgent=True,
+            )
+            return None if prepared is None else self._release(prepared.version)
+
+    def _with_account(self, account_id: str, work: Callable[[sa.Connection, LockedAccount], _T]) -> _T:
+        """`work` in one durable transaction that holds the account."""
+        return self._database.transact(
+            lambda connection: work(
+                connection, accounts.lock_account(connection, account_id, self._now_unix_s())
+            )
+        )
 
     def publish(self) -> PublishedSnapshot:
         """Publish the next snapshot at once: for a ledger that has all the keys; see `publisher`.
@@ -619,8 +811,40 @@ class Ledger:
 
     def present(self, gateway_id: str, body: bytes, signature: bytes) -> list[RecordVerdict]:
         """Take a batch; see `postings.present`. The verdicts are durable when this returns."""
+        return postings.present(
+            self._database, self._verifier, self.currency, gateway_id, body, signature, self.now_unix_ms
+        )
+
+    def examine(self, gateway: Gateway, body: bytes) -> list[Examined]:
+        """What a batch says before the database is asked; see `postings.examine`."""
+        return postings.examine(self._verifier, gateway, body)
+
+    def online_terms(self) -> OnlineTerms:
+        """What the limits in force let online keys do."""
+        with self._database.read() as connection:
+            return online_terms(connection)
+
+    def grant(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """Answer a shop whose card wants its issuer asked; see `grants`."""
         self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
-        return postings.present(self._database, self._issuer, gateway_id, body, signature, self.now_unix_ms)
+        return self._desk.grant(gateway_id, body, signature)
+
+    def note(self, gateway_id: str, body: bytes, signature: bytes) -> str:
+        """A note for the card that a shop has just served; see `grants`."""
+        self.gateway(gateway_id).require(GatewayStatus.ACTIVE)
+        return self._desk.note(gateway_id, body, signature)
+
+    def wallet_challenge(self) -> str:
+        """What a phone's card must sign to be answered; see `grants`."""
+        return self._desk.challenge()
+
+    def wallet_note(self, body: bytes) -> str:
+        """A note for a phone that asks by itself; see `grants`."""
+        return self._desk.wallet_note(body)
+
+    def wallet_return(self, body: bytes) -> str:
+        """Take unused allowance back from a phone; see `grants`."""
+        return self._desk.wallet_return(body)
 
     def payments(self, account_id: str | None = None) -> tuple[Payment, ...]:
         """What was posted, in that order; of one account or of all."""
@@ -631,7 +855,7 @@ class Ledger:
                 store.entries,
                 sa.and_(entries.account_id == transfers.account_id, entries.transfer_id == transfers.id),
             )
-            .where(entries.book == RECEIVABLE)
+            .where(entries.book == RECEIVABLE, transfers.gateway_id.is_not(None))
             .order_by(transfers.posted_unix_ms, transfers.record_id)
         )
         if account_id is not None:
@@ -692,9 +916,17 @@ class Ledger:
             accounts.check_accounts(connection, ids, self._now_unix_s())
 
     def _prepare(self, *, automatic: bool) -> PreparedSnapshot:
-        return self._publisher.prepare(
-            self.identity, self.policy, self.keys.token_key.epoch, self._now_unix_s, automatic=automatic
+        prepared = self._publisher.prepare(
+            self.identity,
+            self.policy,
+            self.keys.token_key.epoch,
+            self._now_unix_s,
+            automatic=automatic,
+            online_keys=[key.public for key in self.online_keys.all()],
         )
+        if prepared is None:
+            raise NotFound("nothing was prepared")
+        return prepared
 
     def _release(self, version: int) -> PublishedSnapshot:
         policy, chest = self.policy, self.ceremony.chest
@@ -713,7 +945,14 @@ class Ledger:
                     self._release(version)
 
     @cached_property
-    def _issuer(self) -> Issuer:
+    def _desk(self) -> grants.Desk:
+        return grants.Desk(
+            self._database, self.issuer, self.online_keys, self._log, lambda: self.policy, self.now_unix_ms
+        )
+
+    @cached_property
+    def issuer(self) -> Issuer:
+        """What evidence is checked with. Holds keys."""
         return Issuer(
             currency=self.currency,
             country_numeric=self.identity.country_numeric,

@@ -2,29 +2,32 @@
 
     batch signature ─► each record's evidence (no database) ─► one transaction: verdicts, entries, invariant
 
-The evidence is examined here; `settlement` is the transaction.
+`verification` examines the evidence; `settlement` is the transaction.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Mapping
 
 import sqlalchemy as sa
 
-from pos_gateway.errors import AuthenticationFailed, InvalidMessage, PosGatewayError
+from pos_gateway.errors import AuthenticationFailed, InvalidMessage
 from pos_gateway.ledger import gateways, store
-from pos_gateway.ledger.corrections import read_correction
-from pos_gateway.ledger.evidence import Issuer, examine
+from pos_gateway.ledger.books import RECEIVABLE, VAULT
+from pos_gateway.ledger.config import policy_in_force
 from pos_gateway.ledger.gateways import Gateway
-from pos_gateway.ledger.settlement import RECEIVABLE, Examined, RecordVerdict, Settlement
-from pos_gateway.ledger.store import Store
-from pos_gateway.records import MAX_BATCH_RECORDS, Record, parse_object, verify_batch
+from pos_gateway.ledger.movements import State
+from pos_gateway.ledger.settlement import Examined, RecordVerdict, settle
+from pos_gateway.ledger.store import Store, current_epoch
+from pos_gateway.ledger.verification import Verifier
+from pos_gateway.money import Currency
+from pos_gateway.records import MAX_BATCH_RECORDS, parse_object, verify_batch
 
 
 def present(
     database: Store,
-    issuer: Issuer,
+    verifier: Verifier,
+    currency: Currency,
     gateway_id: str,
     body: bytes,
     signature: bytes,
@@ -39,12 +42,27 @@ def present(
     """
     with database.read() as connection:
         gateway = gateways.find(connection, gateway_id)
+        guarantee, epoch = policy_in_force(connection).guarantee, current_epoch(connection)
     verify_batch(body, signature, gateway.key)
-    known: set[bytes] = set()
-    examined = [_examine(raw, gateway, issuer, known) for raw in _records(body, gateway_id)]
+    batch = parse_object(body, where="batch")
+    examined = verifier.examine(gateway, _records(batch, gateway_id))
+    # Said of another epoch, it is not true of this ledger: it may have forgotten what it acknowledged.
+    complete_until_unix_ms = _complete_until(batch) if batch.get("epoch") == str(epoch) else 0
     return database.transact(
-        lambda connection: Settlement(connection, gateway, issuer.currency, now_unix_ms()).settle(examined)
+        lambda connection: settle(
+            connection, gateway, currency, now_unix_ms(), examined, guarantee, complete_until_unix_ms
+        )
     )
+
+
+def examine(verifier: Verifier, gateway: Gateway, body: bytes) -> list[Examined]:
+    """What a batch whose signature holds says, before the database is asked.
+
+    Raises:
+        InvalidMessage: the body is no batch.
+        Unavailable: see `Verifier.examine`.
+    """
+    return verifier.examine(gateway, _records(parse_object(body, where="batch"), gateway.id))
 
 
 def trial_balance(connection: sa.Connection) -> dict[str, int]:
@@ -68,25 +86,68 @@ def check_books(connection: sa.Connection) -> None:
     )
     for transfer_id in connection.scalars(crooked):
         raise AuthenticationFailed(f"transfer {transfer_id} does not sum to zero", step="double entry")
-    owed = (
-        sa.select(entries.owner_id, sa.func.sum(entries.amount_minor).label("total"))
-        .where(entries.book == RECEIVABLE)
-        .group_by(entries.owner_id)
+    for book, sign, kept, what in (
+        (RECEIVABLE, 1, accounts_.outstanding_minor, "owes another sum"),
+        (VAULT, -1, accounts_.vault_minor, "has other funds in the vault"),
+    ):
+        booked = (
+            sa.select(entries.owner_id, sa.func.sum(entries.amount_minor).label("total"))
+            .where(entries.book == book)
+            .group_by(entries.owner_id)
+            .subquery()
+        )
+        differing = (
+            sa.select(accounts_.id)
+            .join_from(store.accounts, booked, accounts_.id == booked.c.owner_id, isouter=True)
+            .where(kept != sign * sa.func.coalesce(booked.c.total, 0))
+        )
+        for account_id in connection.scalars(differing):
+            raise AuthenticationFailed(
+                f"account {account_id} {what} than its entries say", step="double entry"
+            )
+    movements = store.movements.c
+    uncleared = (
+        sa.select(movements.account_id, sa.func.sum(movements.amount_minor).label("total"))
+        .where(movements.state == State.UNCLEARED.value)
+        .group_by(movements.account_id)
         .subquery()
     )
-    differing = (
+    unclear = (
         sa.select(accounts_.id)
-        .join_from(store.accounts, owed, accounts_.id == owed.c.owner_id, isouter=True)
-        .where(accounts_.outstanding_minor != sa.func.coalesce(owed.c.total, 0))
+        .join_from(store.accounts, uncleared, accounts_.id == uncleared.c.account_id, isouter=True)
+        .where(accounts_.uncleared_minor != sa.func.coalesce(uncleared.c.total, 0))
     )
-    for account_id in connection.scalars(differing):
+    for account_id in connection.scalars(unclear):
         raise AuthenticationFailed(
-            f"account {account_id} owes another sum than its entries say", step="double entry"
+            f"account {account_id} has other uncleared money than its movements say", step="double entry"
         )
+    claims, tokens = store.claims.c, store.tokens.c
+    runs = (
+        sa.select(claims.token_id, sa.func.sum(claims.counter_after - claims.counter_before).label("total"))
+        .join_from(store.claims, store.tokens, claims.token_id == tokens.id)
+        .where(
+            claims.posted, claims.counter_before >= tokens.run_start, claims.counter_after <= tokens.run_end
+        )
+        .group_by(claims.token_id)
+        .subquery()
+    )
+    broken = (
+        sa.select(tokens.id)
+        .join_from(store.tokens, runs, tokens.id == runs.c.token_id, isouter=True)
+        .where(tokens.run_end - tokens.run_start != sa.func.coalesce(runs.c.total, 0))
+    )
+    for token_id in connection.scalars(broken):
+        raise AuthenticationFailed(f"token {token_id}'s run is not what was posted", step="double entry")
 
 
-def _records(body: bytes, gateway_id: str) -> list[object]:
-    batch = parse_object(body, where="batch")
+def _complete_until(batch: Mapping[str, object]) -> int:
+    until_unix_ms = batch.get("complete_until_unix_ms", 0)
+    if not isinstance(until_unix_ms, int) or isinstance(until_unix_ms, bool) or until_unix_ms < 0:
+        raise InvalidMessage("must be a time in milliseconds", where="complete_until_unix_ms")
+    return until_unix_ms
+
+
+def _records(batch: Mapping[str, object], gateway_id: str) -> list[object]:
     if batch.get("gateway_id") != gateway_id:
         raise InvalidMessage("another gateway's batch", where="gateway_id")
     raw = batch.get("records")
@@ -95,28 +156,3 @@ def _records(body: bytes, gateway_id: str) -> list[object]:
     if len(raw) > MAX_BATCH_RECORDS:
         raise InvalidMessage(f"{len(raw)} records, at most {MAX_BATCH_RECORDS} at once", where="records")
     return raw
-
-
-def _examine(raw: object, gateway: Gateway, issuer: Issuer, known: set[bytes]) -> Examined:
-    record_id = _claimed_id(raw)
-    try:
-        record = Record.from_wire(raw)
-        record.verify(gateway.key, known)
-    except PosGatewayError as error:
-        return Examined(record_id, reason=f"The record was not accepted: {error.reason}.")
-    try:
-        if record.kind.corrects:
-            correction = read_correction(record, gateway, issuer.currency)
-            return Examined(record_id, record, correction=correction)
-        return Examined(record_id, record, tap=examine(record, gateway, issuer))
-    except PosGatewayError as error:
-        what = "correction was not accepted" if record.kind.corrects else "payment is not proven"
-        return Examined(record_id, record, reason=f"The {what}: {error.reason}.")
-
-
-def _claimed_id(raw: object) -> str:
-    """The id an unreadable record goes by; nothing else that was sent is repeated or kept."""
-    try:
-        return str(uuid.UUID(raw["id"])) if isinstance(raw, Mapping) else ""
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return ""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -27,11 +27,15 @@ from tuf.api.metadata import Metadata, TargetFile, Targets
 from pos_gateway.distribution import LimitFile, delta_file, head_file, parse_name, whole_file
 from pos_gateway.errors import Conflict, NotFound, Unavailable
 from pos_gateway.instalments import Offer
-from pos_gateway.ledger import accounts, store
+from pos_gateway.ledger import accounts, habits, store
 from pos_gateway.ledger.accounts import TokenLine, TokenStatus
+from pos_gateway.ledger.allowance import Candidate, allot, shares_minor
+from pos_gateway.ledger.bulk import among
 from pos_gateway.ledger.config import Identity, MetadataLives, Policy
+from pos_gateway.ledger.issue import publication_row
+from pos_gateway.ledger.movements import complete, is_pending
 from pos_gateway.ledger.repository import Repository, lacking_signatures
-from pos_gateway.ledger.reserve import allot, measure
+from pos_gateway.ledger.reserve import PublicationKind, measure
 from pos_gateway.ledger.signer_log import SignerLog
 from pos_gateway.ledger.signing import (
     HeaderToSign,
@@ -43,12 +47,14 @@ from pos_gateway.ledger.signing import (
     sign_metadata,
 )
 from pos_gateway.ledger.store import Store
+from pos_gateway.ledger.use import UsePolicy, ceiling_for
 from pos_gateway.limits.builder import write_snapshot
-from pos_gateway.limits.header import RiskPolicy, SnapshotTerms
+from pos_gateway.limits.header import OnlineTerms, RiskPolicy, SnapshotTerms
 from pos_gateway.limits.record import NONCE_BYTES, LimitRecord
 from pos_gateway.limits.snapshot import encode_head, read_head
 from pos_gateway.snapshot_file import SnapshotFile
 
+_DAY_S: Final = 24 * 3600
 _ROWS_AT_ONCE: Final = 10_000
 _WHOLE_FILES_KEPT: Final = 2
 """So that a shop on a slow line finishes the whole file it began, and takes the delta over it."""
@@ -98,8 +104,11 @@ class Publisher:
         now_unix_s: Callable[[], int],
         *,
         automatic: bool,
-    ) -> PreparedSnapshot:
-        """Decide the next version, put it on record, and build its files.
+        online_keys: Sequence[bytes] = (),
+        urgent: bool = False,
+    ) -> PreparedSnapshot | None:
+        """Decide the next version, put it on record, and build its files. An urgent one only takes back
+        tokens that may not pay any more; None if there are none, or no limits they stand in.
 
         Raises:
             InvariantBroken: a fault of ours; nothing was recorded.
@@ -107,8 +116,18 @@ class Publisher:
         """
         with self._database.write() as connection:
             store.lock_publishing(connection)
-            version = 1 + (connection.scalar(sa.select(sa.func.max(_versions.version))) or 0)
-            terms = _terms(version, identity, policy, token_key_epoch, now_unix_s())
+            last = connection.execute(_NEWEST).first()
+            version = 1 + (0 if last is None else int(last.version))
+            if urgent:
+                if last is None or not to_take_back(connection):
+                    return None
+                # The same nonce and times: what is not taken back stays the publication it was.
+                terms = replace(terms_from_json(last.terms), version=version)
+            else:
+                terms = replace(
+                    _terms(version, identity, policy, token_key_epoch, now_unix_s()),
+                    online=policy.online.terms(online_keys),
+                )
             connection.execute(
                 store.snapshots.insert().values(
                     version=version,
@@ -120,7 +139,7 @@ class Publisher:
                     valid_until_unix_s=terms.valid_until_unix_s,
                 )
             )
-            count = _decide(connection, terms, policy)
+            count = _take_back(connection, version) if urgent else _decide(connection, terms, policy)
             connection.execute(store.snapshots.update().filter_by(version=version).values(record_count=count))
         return self._build(version, policy.delta_bases)
 
@@ -220,7 +239,7 @@ class Publisher:
                 _versions.version < version, _versions.sha256.is_not(None)
             )
             bases = connection.scalars(released.order_by(_versions.version.desc()).limit(delta_bases)).all()
-            whole_terms = _terms_from_json(row.terms)
+            whole_terms = terms_from_json(row.terms)
             for file in (whole_file(version), *(delta_file(base, version) for base in bases)):
                 since = file.base or 0
                 terms = replace(whole_terms, base_version=file.base)
@@ -323,16 +342,45 @@ def _terms(
 def _terms_to_json(terms: SnapshotTerms) -> str:
     offers = [offer.to_json() for offer in terms.offers]
     document = asdict(terms) | {"nonce": terms.nonce.hex(), "offers": offers}
+    document["online"]["keys"] = [key.hex() for key in terms.online.keys]
     for name in ("base_version", "revoked_certificates"):
         del document[name]
     return json.dumps(document)
 
 
-def _terms_from_json(text: str) -> SnapshotTerms:
+def terms_from_json(text: str) -> SnapshotTerms:
     document = json.loads(text)
     document["nonce"] = bytes.fromhex(document["nonce"])
     document["offers"] = tuple(Offer.from_json(offer) for offer in document.get("offers", ()))
-    return SnapshotTerms(**document | {"policy": RiskPolicy(**document["policy"])})
+    online = document.get("online", {"keys": []})
+    online["keys"] = tuple(bytes.fromhex(key) for key in online["keys"])
+    document |= {"policy": RiskPolicy(**document["policy"]), "online": OnlineTerms(**online)}
+    return SnapshotTerms(**document)
+
+
+def online_terms(connection: sa.Connection) -> OnlineTerms:
+    """What the newest limits that were released let online keys do; nothing before the first."""
+    query = _NEWEST.with_only_columns(_versions.terms).where(_versions.sha256.is_not(None))
+    terms = connection.scalars(query).first()
+    return OnlineTerms() if terms is None else terms_from_json(terms).online
+
+
+def to_take_back(connection: sa.Connection) -> bool:
+    """Does the last snapshot let a token pay that may not any more?"""
+    return connection.execute(_TO_TAKE_BACK.limit(1)).first() is not None
+
+
+def _take_back(connection: sa.Connection, version: int) -> int:
+    """Set the records of those tokens; returns how many records there are in all."""
+    changes = []
+    for row in connection.execute(_TO_TAKE_BACK.with_for_update()):
+        line = accounts.line_of(row)
+        record = _record(row)._replace(
+            ceiling=0, status=line.status.on_record, sequence=row.last_sequence + 1
+        )
+        changes.append(_change(line, record, version))
+    connection.execute(_CHANGE, changes)
+    return _count_records(connection, 0)
 
 
 def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> int:
@@ -347,24 +395,37 @@ def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> 
             return count
         last = chunk[-1]
         rows = accounts.lock_accounts(connection, chunk)
-        # Credit of what no longer stands is about to be given away again: from now on it never stands.
-        connection.execute(
-            store.publications.update()
-            .where(
-                store.publications.c.account_id.in_(chunk),
-                ~store.publications.c.lapsed,
-                store.publications.c.stands_until_unix_s < now_unix_s,
-            )
-            .values(lapsed=True)
-        )
+        accounts.lapse(connection, chunk, now_unix_s)
+        for account_id, row in rows.items():
+            if is_pending(accounts.balance_of(row)):
+                account = accounts.lock_account(connection, account_id, now_unix_s)
+                complete(connection, account, now_unix_s * 1000)
+        rows = accounts.lock_accounts(connection, chunk)
         changes: list[dict[str, object]] = []
         published: list[dict[str, object]] = []
         before_minor: dict[str, int] = {}
-        for account_id, lines in accounts.lines_by_account(accounts.token_lines(connection, chunk)).items():
-            owed_minor = rows[account_id].outstanding_minor
-            before_minor[account_id] = owed_minor + sum(measure(line.claimable(now_unix_s)) for line in lines)
-            owable_minor = rows[account_id].limit_minor - owed_minor
-            for line, record, publication in _decide_account(owable_minor, lines, terms, policy):
+        by_account = accounts.lines_by_account(accounts.token_lines(connection, chunk))
+        recent_taps = _recent_taps(connection, by_account, policy, now_unix_s)
+        spent = habits.spent_lately(connection, chunk, policy.use, now_unix_s) if policy.use else {}
+        for account_id, lines in by_account.items():
+            balance = accounts.balance_of(rows[account_id])
+            reserve_minor = sum(measure(line.claimable(now_unix_s)) for line in lines)
+            before_minor[account_id] = balance.committed_minor(reserve_minor)
+            owable_minor = balance.free_minor(reserve_minor) + reserve_minor
+            ceilings = (
+                _by_use(
+                    policy.use,
+                    lines,
+                    spent,
+                    owable_minor,
+                    rows[account_id].limit_minor,
+                    reserve_minor,
+                    now_unix_s,
+                )
+                if policy.use is not None
+                else _by_share(owable_minor, lines, recent_taps, now_unix_s, policy)
+            )
+            for line, record, publication in _decide_account(lines, ceilings, terms, policy):
                 count += 1
                 if record.sequence != line.row.record_sequence:
                     changes.append(_change(line, record, terms.version))
@@ -377,50 +438,119 @@ def _decide(connection: sa.Connection, terms: SnapshotTerms, policy: Policy) -> 
         accounts.check_accounts(connection, chunk, now_unix_s, before_minor)
 
 
-def _decide_account(
-    owable_minor: int, lines: list[TokenLine], terms: SnapshotTerms, policy: Policy
-) -> Iterator[tuple[TokenLine, LimitRecord, dict[str, object] | None]]:
-    now_unix_s = terms.valid_from_unix_s
+def _recent_taps(
+    connection: sa.Connection, by_account: Mapping[str, list[TokenLine]], policy: Policy, now_unix_s: int
+) -> dict[str, int]:
+    """How often tokens paid lately, where more than one shares an account."""
+    sharing = [account_id for account_id, lines in by_account.items() if len(lines) > 1]
+    if policy.allowance.recent_days == 0 or not sharing:
+        return {}
+    columns = store.transfers.c
+    query = (
+        sa.select(columns.token_id, sa.func.count())
+        .where(
+            among(connection, columns.account_id, sharing),
+            columns.kind == "payment",
+            columns.posted_unix_ms >= (now_unix_s - policy.allowance.recent_days * _DAY_S) * 1000,
+        )
+        .group_by(columns.token_id)
+    )
+    return {token_id: int(count) for token_id, count in connection.execute(query)}
+
+
+def _by_share(
+    owable_minor: int,
+    lines: list[TokenLine],
+    recent_taps: Mapping[str, int],
+    now_unix_s: int,
+    policy: Policy,
+) -> dict[str, int]:
+    """The next ceiling of each token that may pay: by assurance and by how often it was used."""
     active = [line for line in lines if line.status is TokenStatus.ACTIVE]
     reserved_minor = sum(measure(line.claimable(now_unix_s)) for line in lines)
-    ceilings = allot(
-        [(line.claimable(now_unix_s), line.highest) for line in active],
-        free_minor=owable_minor - reserved_minor,
-        share_minor=owable_minor * policy.token_share_percent // 100 // max(len(active), 1),
+    candidates = [
+        Candidate(line.claimable(now_unix_s), line.highest, line.row.assurance, recent_taps.get(line.id, 0))
+        for line in active
+    ]
+    shares = shares_minor(
+        candidates,
+        owable_minor=owable_minor,
+        share_percent=policy.token_share_percent,
+        policy=policy.allowance,
     )
-    ceiling_of = {line.id: ceiling for line, ceiling in zip(active, ceilings, strict=True)}
+    ceilings = allot(candidates, shares, free_minor=owable_minor - reserved_minor)
+    return {line.id: ceiling for line, ceiling in zip(active, ceilings, strict=True)}
+
+
+def _by_use(
+    policy: UsePolicy,
+    lines: list[TokenLine],
+    spent: Mapping[str, tuple[int, int, int]],
+    owable_minor: int,
+    limit_minor: int,
+    reserved_minor: int,
+    now_unix_s: int,
+) -> dict[str, int]:
+    """The next ceiling of each token that may pay: by what it has spent."""
+    planned = habits.plan(
+        policy, lines, spent, owable_minor=owable_minor, limit_minor=limit_minor, now_unix_s=now_unix_s
+    )
+    free_minor, ceilings = owable_minor - reserved_minor, {}
+    for line in lines:
+        if line.id not in planned:
+            continue
+        ceilings[line.id] = ceiling_for(
+            line.claimable(now_unix_s),
+            line.highest,
+            ahead_minor=planned[line.id].snapshot_minor,
+            free_minor=free_minor,
+        )
+        free_minor -= line.cost_minor(ceilings[line.id], now_unix_s)
+    return ceilings
+
+
+def _decide_account(
+    lines: list[TokenLine], ceiling_of: Mapping[str, int], terms: SnapshotTerms, policy: Policy
+) -> Iterator[tuple[TokenLine, LimitRecord, dict[str, object] | None]]:
+    now_unix_s = terms.valid_from_unix_s
     for line in lines:
         # A token that may not pay gets ceiling 0, which no card's counter is below.
         record = LimitRecord(
             token_key=line.row.token_key,
             ceiling=ceiling_of.get(line.id, 0),
-            per_tap_cap_minor=line.row.per_tap_cap_minor,
+            per_tap_cap_minor=policy.allowance.per_tap_cap_minor(
+                line.row.assurance, line.row.per_tap_cap_minor
+            ),
             sequence=line.row.record_sequence,
             status=line.status.on_record,
             assurance=line.row.assurance,
         )
         if line.row.record_version == 0 or record != _record(line.row):
-            record = record._replace(sequence=record.sequence + 1)
+            record = record._replace(sequence=line.row.last_sequence + 1)
         if line.id not in ceiling_of:
             yield line, record, None
             continue
         yield (
             line,
             record,
-            {
-                "account_id": line.account_id,
-                "token_id": line.id,
-                "sequence": record.sequence,
-                "snapshot_version": terms.version,
-                "highest": line.highest,
-                "ceiling": record.ceiling,
-                "valid_until_unix_s": terms.valid_until_unix_s,
-                "stands_until_unix_s": terms.valid_until_unix_s + policy.presentment_deadline_s,
-                "lapsed": False,
-                "digest": record.digest(terms.nonce),
-            },
+            publication_row(
+                line,
+                record,
+                kind=PublicationKind.SNAPSHOT,
+                digest=record.digest(terms.nonce),
+                issued_unix_s=now_unix_s,
+                valid_until_unix_s=terms.valid_until_unix_s,
+                guarantee=policy.guarantee,
+                snapshot_version=terms.version,
+            ),
         )
 
+
+_TO_TAKE_BACK: Final = sa.select(store.tokens).where(
+    store.tokens.c.record_version > 0,
+    store.tokens.c.record_status == TokenStatus.ACTIVE.value,
+    store.tokens.c.status != TokenStatus.ACTIVE.value,
+)
 
 _CHANGE: Final = (
     store.tokens.update()
@@ -435,6 +565,7 @@ _CHANGE: Final = (
                 "record_per_tap_cap_minor",
                 "record_status",
                 "record_assurance",
+                "last_sequence",
             )
         }
     )
@@ -446,6 +577,7 @@ def _change(line: TokenLine, record: LimitRecord, version: int) -> dict[str, obj
         "token_id": line.id,
         "record_version": version,
         "record_sequence": record.sequence,
+        "last_sequence": record.sequence,
         "record_ceiling": record.ceiling,
         "record_per_tap_cap_minor": record.per_tap_cap_minor,
         "record_status": line.status.value,

@@ -4,6 +4,9 @@ It outlives the database: a ledger restored from an older backup would have forg
 still rely on. One file per snapshot version, written whole, synced, and only then given its name:
 
     {"snapshot": {…}}  then one line per publication: {"publication": {…}}
+
+Grants and notes go one line each into a file per day (UTC), which is synced before they are released; a
+line that a crash cut short was never released.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +25,7 @@ from pos_gateway.ledger import accounts, store
 from pos_gateway.records import canonical_json
 
 _SUFFIX = ".publications"
+_SINGLES = "singles-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,36 @@ class SignerLog:
         for folder in (self._folder, self._folder.parent):
             _sync(folder)
 
+    def record_single(self, row: Mapping[str, Any], issued_unix_s: int) -> None:
+        """Log a grant or note that is committed; on disk when this returns. `row` as in its table."""
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        day = datetime.fromtimestamp(issued_unix_s, UTC).strftime("%Y%m%d")
+        path = self._folder / f"{_SINGLES}{day}{_SUFFIX}"
+        new = not path.exists()
+        # Begun with a line break of its own: whatever a crash left unfinished before it stays a line apart.
+        line = "\n" + canonical_json({"publication": dict(_plain(row))}) + "\n"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        try:
+            os.write(descriptor, line.encode())
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if new:
+            for folder in (self._folder, self._folder.parent):
+                _sync(folder)
+
+    def has_forgotten(self, connection: sa.Connection) -> bool:
+        """Does the database not know the grant or note that was logged last?"""
+        for path in reversed(self._singles()):
+            rows = list(_readable(path))
+            if rows:
+                return not _is_known(connection, rows[-1])
+        return False
+
+    def _singles(self) -> list[Path]:
+        """Oldest day first."""
+        return sorted(self._folder.glob(f"{_SINGLES}[0-9]*{_SUFFIX}")) if self._folder.is_dir() else []
+
     def replay(self, connection: sa.Connection) -> Replayed:
         """Tell a database all it has forgotten. What it knows stays as it is."""
         known = set(connection.scalars(sa.select(store.snapshots.c.version)))
@@ -74,6 +109,14 @@ class SignerLog:
             connection.execute(store.snapshots.insert().values(snapshot))
             snapshots += 1
             for row in rows:
+                if _publish_again(connection, row):
+                    publications += 1
+                else:
+                    unknown_tokens += 1
+        for path in self._singles():
+            for row in _readable(path):
+                if _is_known(connection, row):
+                    continue
                 if _publish_again(connection, row):
                     publications += 1
                 else:
@@ -92,16 +135,31 @@ def _publish_again(connection: sa.Connection, row: Mapping[str, Any]) -> bool:
     if token is None:
         return False
     connection.execute(store.publications.insert().values(row))
+    in_snapshot = row["snapshot_version"] is not None
     connection.execute(
         store.tokens.update()
         .filter_by(id=token.id)
         .values(
-            record_sequence=max(token.record_sequence, row["sequence"]),
-            record_version=max(token.record_version, row["snapshot_version"]),
+            record_sequence=max(token.record_sequence, row["sequence"] if in_snapshot else 0),
+            record_version=max(token.record_version, row["snapshot_version"] or 0),
+            last_sequence=max(token.last_sequence, row["sequence"]),
             highest_counter=max(token.highest_counter, row["highest"]),
         )
     )
     return True
+
+
+def _is_known(connection: sa.Connection, row: Mapping[str, Any]) -> bool:
+    query = sa.select(store.publications.c.token_id).filter_by(token_id=row["token_id"], digest=row["digest"])
+    return connection.execute(query).first() is not None
+
+
+def _readable(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text().splitlines():
+        try:
+            yield _values(json.loads(line)["publication"])
+        except ValueError:
+            continue  # cut short by a crash, or blank
 
 
 def _line(name: str, row: sa.Row[Any]) -> str:

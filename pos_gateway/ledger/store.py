@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, TypeVar
+from uuid import UUID
 
 import psycopg
 import sqlalchemy as sa
@@ -59,6 +60,13 @@ accounts = sa.Table(
     # The sum of the account's receivable entries, kept beside them: the one row that is locked to post.
     Column("outstanding_minor", BigInteger, nullable=False),
     Column("opened_unix_ms", BigInteger, nullable=False),
+    # Money that may still come back: repayments and vault deposits that are not final.
+    Column("uncleared_minor", BigInteger, nullable=False, server_default=sa.text("0")),
+    # The limit in force is line and vault together. A line above its target comes down, and funds that are
+    # to leave the vault leave, as far as nothing owed or reserved needs them.
+    Column("target_line_minor", BigInteger, nullable=False, server_default=sa.text("0")),
+    Column("vault_minor", BigInteger, nullable=False, server_default=sa.text("0")),
+    Column("vault_leaving_minor", BigInteger, nullable=False, server_default=sa.text("0")),
     CheckConstraint("limit_minor >= 0", name="limit_not_negative"),
 )
 
@@ -74,9 +82,9 @@ tokens = sa.Table(
     Column("status", String(8), nullable=False),
     Column("per_tap_cap_minor", BigInteger, nullable=False),
     Column("assurance", Integer, nullable=False),
-    # H: the highest counter in any authenticated TC; the personalised start counter before the first.
+    # H: the highest counter in any authenticated TC or ARQC; the personalised start counter before the first.
     Column("highest_counter", BigInteger, nullable=False),
-    # The last limit record issued for it. Its sequence, and the version it changed in, move with its
+    # Its limit record in the last snapshot. Its sequence, and the version it changed in, move with its
     # content alone: a delta lists what changed, and nothing else. Version 0: none was issued yet.
     Column("record_version", BigInteger, nullable=False, default=0, index=True),
     Column("record_sequence", BigInteger, nullable=False, default=0),
@@ -85,6 +93,12 @@ tokens = sa.Table(
     Column("record_status", String(8), nullable=False, default="closed"),
     Column("record_assurance", Integer, nullable=False, default=0),
     Column("issued_unix_ms", BigInteger, nullable=False),
+    # The highest sequence of any record issued for it: by snapshot, grant or note.
+    Column("last_sequence", BigInteger, nullable=False, server_default=sa.text("0")),
+    # (run_start, run_end]: points of its counter line that are posted without a gap, as a rule up to the
+    # newest payment, so that the claims they come from need not be read again and again. Empty: 0, 0.
+    Column("run_start", BigInteger, nullable=False, default=0, server_default="0"),
+    Column("run_end", BigInteger, nullable=False, default=0, server_default="0"),
 )
 
 merchants = sa.Table(
@@ -118,6 +132,9 @@ gateways = sa.Table(
     Column("status", String(12), nullable=False, server_default="active"),
     # Since the last action on it; 0 before any.
     Column("status_since_unix_ms", BigInteger, nullable=False, server_default="0"),
+    # Every approval it stamped up to here has been presented, says the gateway: later ones that claim an
+    # earlier time are not believed, and what was granted to its terminal before is free again.
+    Column("complete_until_unix_ms", BigInteger),
 )
 
 gateway_actions = sa.Table(
@@ -168,18 +185,47 @@ snapshots = sa.Table(
 publications = sa.Table(
     "publications",
     metadata,
+    # One ceiling handed out for one token. By digest: an unchanged record in a new snapshot keeps its
+    # sequence, and yet is another publication with another validity.
     Column("account_id", ForeignKey("accounts.id"), nullable=False, index=True),
     Column("token_id", ForeignKey("tokens.id"), primary_key=True),
-    Column("snapshot_version", ForeignKey("snapshots.version"), primary_key=True, autoincrement=False),
+    Column("digest", LargeBinary(16), primary_key=True),
+    Column("kind", String(8), nullable=False),
     Column("sequence", BigInteger, nullable=False),
+    # Of a snapshot's records; grants and notes stand by themselves.
+    Column("snapshot_version", ForeignKey("snapshots.version"), index=True),
+    # The only terminal that may use it; null for any.
+    Column("terminal_id", String(8)),
+    Column("issued_unix_s", BigInteger, nullable=False),
     Column("highest", BigInteger, nullable=False),
     Column("ceiling", BigInteger, nullable=False),
+    # F: the lowest counter of which the card has proven that this was dead by then; null before.
+    Column("evidence", BigInteger),
     Column("valid_until_unix_s", BigInteger, nullable=False),
     Column("stands_until_unix_s", BigInteger, nullable=False),
     Column("lapsed", Boolean, nullable=False),
-    Column("digest", LargeBinary(16), nullable=False),
     CheckConstraint("ceiling >= highest", name="ceiling_not_below_highest"),
-    sa.UniqueConstraint("token_id", "digest"),
+    sa.Index(
+        "publications_of_terminals",
+        "terminal_id",
+        sqlite_where=sa.text("terminal_id IS NOT NULL AND NOT lapsed"),
+        postgresql_where=sa.text("terminal_id IS NOT NULL AND NOT lapsed"),
+    ),
+)
+
+online_answers = sa.Table(
+    "online_answers",
+    metadata,
+    # What was answered on the spot, so that the same question gets the same answer. `asker` is a gateway, or
+    # `wallet`; `sale_id` what the card was bound to: a sale, or a challenge of ours.
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("token_id", ForeignKey("tokens.id"), primary_key=True),
+    Column("asker", String(32), primary_key=True),
+    Column("sale_id", sa.Uuid, primary_key=True),
+    Column("purpose", String(8), primary_key=True),
+    Column("content_digest", LargeBinary(32), nullable=False),
+    Column("answer", String, nullable=False),
+    Column("answered_unix_ms", BigInteger, nullable=False),
 )
 
 presentments = sa.Table(
@@ -218,6 +264,8 @@ claims = sa.Table(
     Column("gateway_id", String(32), nullable=False),
     Column("record_id", sa.Uuid, nullable=False),
     Column("posted", Boolean, nullable=False),
+    # How the card names the TC it gave before this one.
+    Column("previous_digest", LargeBinary(8)),
     CheckConstraint("counter_before < counter_after", name="interval_not_empty"),
     # Few, and each batch asks whether its tokens have any.
     sa.Index(
@@ -234,13 +282,16 @@ transfers = sa.Table(
     Column("account_id", ForeignKey("accounts.id"), primary_key=True),
     Column("id", sa.Uuid, primary_key=True),
     Column("kind", String(16), nullable=False),
-    Column("record_id", sa.Uuid, nullable=False),
-    Column("token_id", ForeignKey("tokens.id"), nullable=False),
-    Column("gateway_id", ForeignKey("gateways.id"), nullable=False),
+    # What a gateway presented; null where money comes from elsewhere.
+    Column("record_id", sa.Uuid),
+    Column("token_id", ForeignKey("tokens.id")),
+    Column("gateway_id", ForeignKey("gateways.id")),
     Column("tapped_unix_ms", BigInteger, nullable=False),
     Column("posted_unix_ms", BigInteger, nullable=False),
     # Of a reversal or refund: the payment's transfer.
     Column("original_id", sa.Uuid),
+    # Of a repayment or vault movement: what the bank calls it.
+    Column("reference", String(64)),
     sa.ForeignKeyConstraint(["account_id", "original_id"], ["transfers.account_id", "transfers.id"]),
     sa.Index(None, "account_id", "original_id"),
 )
@@ -259,6 +310,84 @@ entries = sa.Table(
     CheckConstraint("amount_minor <> 0", name="amount_not_zero"),
     sa.ForeignKeyConstraint(["account_id", "transfer_id"], ["transfers.account_id", "transfers.id"]),
     sa.Index(None, "book", "owner_id"),
+)
+
+movements = sa.Table(
+    "movements",
+    metadata,
+    # Money that came in for an account or was asked back from it, once per reference: repayments, funds
+    # into the vault, funds out of it.
+    Column("account_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("reference", String(64), primary_key=True),
+    Column("purpose", String(12), nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("state", String(12), nullable=False),
+    Column("received_unix_ms", BigInteger, nullable=False),
+    Column("settled_unix_ms", BigInteger),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+)
+
+renunciations = sa.Table(
+    "renunciations",
+    metadata,
+    # A TC that a gateway asked for and never got; it will not present it. Until the card's next
+    # cryptogram points back to it, nobody knows where on the line it stands, or whether it is there.
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("token_id", ForeignKey("tokens.id"), primary_key=True),
+    Column("previous_digest", LargeBinary(8), primary_key=True),
+    Column("gateway_id", String(32), nullable=False),
+    Column("record_id", sa.Uuid, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    CheckConstraint("amount_minor > 0", name="amount_positive"),
+)
+
+write_offs = sa.Table(
+    "write_offs",
+    metadata,
+    # Points that were claimed by a renounced TC: nobody will present them.
+    Column("account_id", ForeignKey("accounts.id"), nullable=False, index=True),
+    Column("token_id", ForeignKey("tokens.id"), primary_key=True),
+    Column("counter_after", BigInteger, primary_key=True, autoincrement=False),
+    Column("counter_before", BigInteger, nullable=False),
+    Column("gateway_id", String(32), nullable=False),
+    Column("record_id", sa.Uuid, nullable=False),
+    CheckConstraint("counter_before < counter_after", name="interval_not_empty"),
+)
+
+reviews = sa.Table(
+    "reviews",
+    metadata,
+    # Genuine payments that wait for somebody's decision.
+    Column("gateway_id", ForeignKey("gateways.id"), primary_key=True),
+    Column("record_id", sa.Uuid, primary_key=True),
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("why", String(16), nullable=False),
+    Column("held_unix_ms", BigInteger, nullable=False),
+    Column("decision", String(12)),
+    Column("note", String(400)),
+    Column("decided_unix_ms", BigInteger),
+    sa.Index(
+        "reviews_open",
+        "held_unix_ms",
+        sqlite_where=sa.text("decision IS NULL"),
+        postgresql_where=sa.text("decision IS NULL"),
+    ),
+)
+
+conflicts = sa.Table(
+    "conflicts",
+    metadata,
+    # Two genuine cryptograms of one token that claim the same points. The evidence is the two
+    # presentments; no token number stands here.
+    Column("id", sa.Uuid, primary_key=True),
+    Column("account_id", ForeignKey("accounts.id"), nullable=False),
+    Column("token_id", ForeignKey("tokens.id"), nullable=False),
+    Column("gateway_id", String(32), nullable=False),
+    Column("record_id", sa.Uuid, nullable=False),
+    Column("other_gateway_id", String(32), nullable=False),
+    Column("other_record_id", sa.Uuid, nullable=False),
+    Column("proven_unix_ms", BigInteger, nullable=False),
+    sa.Index(None, "proven_unix_ms"),
 )
 
 alarms = sa.Table(
@@ -423,6 +552,13 @@ class Store:
             raise _unavailable(error) from error
         with connection:
             yield connection
+
+
+def current_epoch(connection: sa.Connection) -> UUID:
+    """Which life of the ledger it is: another one after a restore from a backup."""
+    newest = sa.select(epochs.c.id).order_by(epochs.c.number.desc()).limit(1)
+    epoch: UUID = connection.scalars(newest).one()
+    return epoch
 
 
 def lock_publishing(connection: sa.Connection) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any, Final
@@ -21,13 +21,15 @@ from pos_gateway.errors import AuthenticationFailed, InvalidInput, InvalidSnapsh
 from pos_gateway.instalments import Offer
 from pos_gateway.limits.record import MAX_U32, NONCE_BYTES
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 MAX_HEADER_BYTES: Final = 64 * 1024
 MAX_SIGNATURES: Final = 16
 MAX_OFFERS: Final = 64
 MAX_KEY_ID_CHARACTERS: Final = 64
 SIGNATURE_BYTES: Final = 64
 MAX_BUCKET_BITS: Final = 25
+MAX_ONLINE_KEYS: Final = 8
+ONLINE_KEY_BYTES: Final = 32
 HASH_BYTES: Final = 32
 
 _SIGNATURE_DOMAIN: Final = b"pos-gateway snapshot header 1\0"
@@ -54,8 +56,39 @@ class RiskPolicy:
     clock_tolerance_s: int
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            _integer(getattr(self, field.name), f"policy.{field.name}", 0, MAX_U32)
+        for each in fields(self):
+            _integer(getattr(self, each.name), f"policy.{each.name}", 0, MAX_U32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OnlineTerms:
+    """What keys that are online may hand out by themselves, as single signed limits (`single`).
+
+    `keys`: Ed25519 public keys of 32 bytes, none if the issuer hands out nothing that way.
+    `per_tap_cap_minor`: no tap above it relies on them. `grant_life_s`, `note_life_s`: how long one of each
+    kind may be valid at most. `unsynchronised_amount_cap_minor`: how much one gateway may approve relying on
+    them before it synchronises. So whoever steals such a key can do no more than a threshold of limit keys
+    has put its name to.
+    """
+
+    keys: tuple[bytes, ...] = ()
+    per_tap_cap_minor: int = 0
+    grant_life_s: int = 0
+    note_life_s: int = 0
+    unsynchronised_amount_cap_minor: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.keys) > MAX_ONLINE_KEYS:
+            raise InvalidSnapshot(f"at most {MAX_ONLINE_KEYS} keys", where="header field online.keys")
+        for key in self.keys:
+            _bytes(key, "online.keys", ONLINE_KEY_BYTES)
+        if len(set(self.keys)) != len(self.keys):
+            raise InvalidSnapshot("the same key twice", where="header field online.keys")
+        for name in ("per_tap_cap_minor", "grant_life_s", "note_life_s"):
+            _integer(getattr(self, name), f"online.{name}", 0, MAX_U32)
+        _integer(
+            self.unsynchronised_amount_cap_minor, "online.unsynchronised_amount_cap_minor", 0, _MAX_INTEGER
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +116,7 @@ class SnapshotTerms:
     policy: RiskPolicy
     base_version: int | None = None
     offers: tuple[Offer, ...] = ()
+    online: OnlineTerms = field(default_factory=OnlineTerms)
     revoked_certificates: tuple[tuple[bytes, bytes], ...] = ()
 
     def __post_init__(self) -> None:
@@ -107,6 +141,8 @@ class SnapshotTerms:
             raise InvalidSnapshot(f"at most {MAX_OFFERS}, each id once", where="header field offers")
         if any(offer.currency.code != self.currency for offer in self.offers):
             raise InvalidSnapshot("must be in the limits' currency", where="header field offers")
+        if not isinstance(self.online, OnlineTerms):
+            raise InvalidSnapshot("must be the terms of online keys", where="header field online")
         for identifier, serial in self.revoked_certificates:
             _bytes(identifier, "revoked_certificates", _ISSUER_IDENTIFIER_BYTES)
             _bytes(serial, "revoked_certificates", _CERTIFICATE_SERIAL_BYTES)
@@ -133,14 +169,16 @@ class SnapshotHeader(SnapshotTerms):
             InvalidSnapshot: longer than a header may be.
         """
         document: dict[str, Any] = {"format": FORMAT}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            document[field.name] = value.hex() if isinstance(value, bytes) else value
+        for each in fields(self):
+            value = getattr(self, each.name)
+            document[each.name] = value.hex() if isinstance(value, bytes) else value
         document["revoked_certificates"] = [
             [identifier.hex(), serial.hex()] for identifier, serial in self.revoked_certificates
         ]
         document["offers"] = [offer.to_json() for offer in self.offers]
-        document["policy"] = {field.name: getattr(self.policy, field.name) for field in fields(RiskPolicy)}
+        document["policy"] = {each.name: getattr(self.policy, each.name) for each in fields(RiskPolicy)}
+        online = {each.name: getattr(self.online, each.name) for each in fields(OnlineTerms)}
+        document["online"] = online | {"keys": [key.hex() for key in self.online.keys]}
         data = _canonical(document)
         if len(data) > MAX_HEADER_BYTES:
             raise InvalidSnapshot(f"{len(data)} bytes, at most {MAX_HEADER_BYTES}", where="header")
@@ -154,11 +192,10 @@ class SnapshotHeader(SnapshotTerms):
         """
         document = _object(data)
         _integer(document.pop("format", None), "format", FORMAT, FORMAT)
-        _same_names(document, {field.name for field in fields(cls)}, "header")
-        policy = document.pop("policy")
-        if not isinstance(policy, dict):
-            raise InvalidSnapshot("must be an object", where="header field policy")
-        _same_names(policy, {field.name for field in fields(RiskPolicy)}, "header field policy")
+        _same_names(document, {each.name for each in fields(cls)}, "header")
+        policy = _inner(document.pop("policy"), "policy", RiskPolicy)
+        online = _inner(document.pop("online"), "online", OnlineTerms)
+        online["keys"] = tuple(_unhex(key, "online.keys") for key in _list(online["keys"], "online.keys"))
         for name in ("nonce", "root"):
             document[name] = _unhex(document[name], name)
         document["offers"] = tuple(_offer(item) for item in _list(document["offers"], "offers"))
@@ -166,7 +203,7 @@ class SnapshotHeader(SnapshotTerms):
             _revoked_certificate(pair)
             for pair in _list(document["revoked_certificates"], "revoked_certificates")
         )
-        return cls(policy=RiskPolicy(**policy), **document)
+        return cls(policy=RiskPolicy(**policy), online=OnlineTerms(**online), **document)
 
 
 class Freshness(Enum):
@@ -318,6 +355,13 @@ def _same_names(document: Mapping[str, object], expected: set[str], where: str) 
         raise InvalidSnapshot(f"field {name!r} is missing", where=where)
     for name in sorted(document.keys() - expected):
         raise InvalidSnapshot(f"unknown field {name[:40]!r}", where=where)
+
+
+def _inner(value: object, name: str, shape: type[RiskPolicy | OnlineTerms]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise InvalidSnapshot("must be an object", where=f"header field {name}")
+    _same_names(value, {each.name for each in fields(shape)}, f"header field {name}")
+    return value
 
 
 def _integer(value: object, name: str, low: int, high: int) -> None:

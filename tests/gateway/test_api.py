@@ -240,7 +240,7 @@ async def test_other_web_pages_are_kept_out(counter: Counter, headers: dict[str,
 
 
 async def test_the_page_and_its_parts_are_served_with_a_strict_policy(counter: Counter) -> None:
-    for path in ("/", "/static/till.js", "/static/till.css"):
+    for path in ("/", "/static/till.js", "/static/dashboard.css"):
         async with counter.client.get(path) as response:
             assert response.status == 200
             assert "default-src 'none'" in response.headers["Content-Security-Policy"]

@@ -110,12 +110,11 @@ async def test_the_queue_is_presented_in_order_and_limits_are_refreshed(
     assert (state.line, state.presented, state.remaining) == (Line.UP, SALES, 0)
     assert state.last_success_at_unix_ms == NOW_UNIX_MS
     assert not state.running
-    assert [(s.presented, s.remaining) for s in shop.states if s.running][:4] == [
-        (0, SALES),
-        (10, 15),
-        (20, 5),
-        (25, 0),
-    ]
+    progress = [(s.presented, s.remaining) for s in shop.states if s.running]
+    assert [presented for presented, _ in progress][:4] == [0, 10, 20, 25]
+    # Two are on their way at a time: what is left may be known before what was presented is told.
+    assert all(presented + left <= SALES for presented, left in progress)
+    assert (progress[0], progress[3]) == ((0, SALES), (25, 0))
     assert journal.verify() == 2 * SALES + 1
 
 
@@ -396,8 +395,8 @@ async def test_batches_shrink_after_failures_and_grow_after_success(
         for _ in range(6):
             with pytest.raises(LedgerUnreachable):
                 await shop.synchroniser.synchronise()
-        assert sizes[0] == 128
-        assert sizes[-1] == 16
+        assert sizes[0] == 32
+        assert sizes[-1] == 8
         failing = False
         sizes.clear()
         await shop.synchroniser.synchronise()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, date, datetime
@@ -17,8 +18,12 @@ from pos_gateway.emv.apdu import CryptogramKind
 from pos_gateway.emv.application import (
     AID,
     CDOL1,
+    CDOL2,
     MAX_COUNTER,
     PPSE,
+    TAG_CEILING,
+    TAG_LIMIT_DIGEST,
+    TAG_SALE_ID,
     Iad,
     Sale,
     counter_bytes,
@@ -31,9 +36,26 @@ from pos_gateway.emv.authentication import (
     authenticate_cryptogram,
 )
 from pos_gateway.emv.cryptogram import application_cryptogram, decipher_counter
-from pos_gateway.emv.dialogue import CardRead, CryptogramAnswer, converse, read_card, request_cryptogram
+from pos_gateway.emv.dialogue import (
+    CardRead,
+    CryptogramAnswer,
+    converse,
+    read_card,
+    read_log,
+    request_cryptogram,
+    request_second_cryptogram,
+    write_note,
+)
+from pos_gateway.emv.note import LogEntry, encode_log, parse_log, put_note_data
 from pos_gateway.emv.personalisation import Personalisation
-from pos_gateway.errors import AuthenticationFailed, CardNotSupported, InvalidInput, InvalidMessage
+from pos_gateway.emv.transcript import Transcript, authentic, verify_transcript
+from pos_gateway.errors import (
+    AuthenticationFailed,
+    CardNotSupported,
+    InvalidCardData,
+    InvalidInput,
+    InvalidMessage,
+)
 from pos_gateway.lab.forged_card import with_another_chain, with_another_icc_key
 from pos_gateway.lab.virtual_card import BlankCard, IccKey, SchemeCard, VirtualCard
 from pos_gateway.ledger.keys import generate_rsa_key
@@ -249,6 +271,189 @@ def test_a_raised_ceiling_turns_an_arqc_into_a_tc_for_the_same_question(
     assert tap(card, replace(sale, ceiling=own.counter + AMOUNT))[1].kind is CryptogramKind.TC
 
 
+def second_tap(
+    card: VirtualCard, sale: Sale, granted: Sale
+) -> tuple[CardRead, CryptogramAnswer, CryptogramAnswer]:
+    """A tap whose ARQC is followed by a second GENERATE AC."""
+    read, first = tap(card, sale)
+    assert first.kind is CryptogramKind.ARQC
+    again = converse(request_second_cryptogram(read, first, granted.elements()), card.process)
+    return read, first, again
+
+
+def test_a_second_generate_ac_pays_the_same_sale_with_the_new_ceiling(
+    make_card: MakeCard, make_sale: MakeSale, capk: CaPublicKey
+) -> None:
+    own = make_card()
+    card = VirtualCard(own)
+    sale = make_sale(ceiling=own.counter)
+    granted = replace(sale, ceiling=own.counter + AMOUNT, limit_digest=b"\x0f" * 16)
+    read, first, second = second_tap(card, sale, granted)
+    assert first.elements[0x9F36] == second.elements[0x9F36]
+    cryptogram = authenticated(capk, read, second)
+    assert cryptogram.kind is CryptogramKind.TC
+    assert cryptogram.iad.counter_after == own.counter + AMOUNT == card.state.counter
+    assert cryptogram.bound[TAG_CEILING] == counter_bytes(own.counter + AMOUNT)
+    assert cryptogram.bound[TAG_LIMIT_DIGEST] == b"\x0f" * 16
+    assert cryptogram.bound[TAG_SALE_ID] == sale.sale_id
+    atc = second.elements[0x9F36]
+    data = second.cdol1_values + second.cdol2_values + read.aip + atc + second.elements[0x9F10]
+    assert application_cryptogram(own.mk_ac, cryptogram.atc, data) == cryptogram.ac
+    # Without the values of CDOL2, or with others, it proves nothing.
+    for values in (b"", second.cdol2_values[:-5] + b"\0" + second.cdol2_values[-4:]):
+        with pytest.raises(AuthenticationFailed, match="transaction data hash"):
+            authenticated(capk, read, replace(second, cdol2_values=values))
+    transcript = Transcript.of(read, second, ca_key=capk)
+    for copy in (Transcript.from_bytes(transcript.to_bytes()), Transcript.from_json(transcript.to_json())):
+        assert copy.cdol2_values == second.cdol2_values
+        assert authentic(verify_transcript(replace(copy, ca_key=capk)))
+    assert len(transcript.to_bytes()) < 1536
+
+
+def test_a_second_generate_ac_whose_ceiling_is_too_low_again_is_refused(
+    make_card: MakeCard, make_sale: MakeSale
+) -> None:
+    own = make_card()
+    card = VirtualCard(own)
+    sale = make_sale(ceiling=own.counter)
+    _, _, second = second_tap(card, sale, replace(sale, ceiling=own.counter + AMOUNT - 1))
+    assert second.kind is CryptogramKind.AAC
+    assert card.state.counter == own.counter
+
+
+def test_a_tap_torn_after_the_second_generate_ac_gets_the_same_answer_again(
+    make_card: MakeCard, make_sale: MakeSale, tmp_path: Path
+) -> None:
+    own, path = make_card(), tmp_path / "state"
+    sale = make_sale(ceiling=own.counter)
+    granted = replace(sale, ceiling=own.counter + AMOUNT)
+    _, _, second = second_tap(VirtualCard(own, state_path=path), sale, granted)
+    card = VirtualCard(own, state_path=path)
+    _, again = tap(card, sale)
+    assert again.answer == second.answer
+    assert card.state.counter == own.counter + AMOUNT
+
+
+@pytest.mark.parametrize(
+    ("p1", "values", "sw"),
+    [
+        (0x50, "other number", 0x6A80),
+        (0x50, "cdol1", 0x6700),
+        (0x90, "cdol2", 0x6A86),
+        (0x40, "cdol2", 0x6A86),
+    ],
+)
+def test_a_second_generate_ac_must_be_one(
+    make_card: MakeCard, make_sale: MakeSale, p1: int, values: str, sw: int
+) -> None:
+    own = make_card()
+    card = VirtualCard(own)
+    sale = make_sale(ceiling=own.counter)
+    _, first = tap(card, sale)
+    elements = replace(sale, ceiling=MAX_COUNTER).elements()
+    if values == "other number":
+        elements[0x9F37] = b"none"
+    data = first.cdol1_values if values == "cdol1" else tlv.fill_dol(tlv.parse_dol(CDOL2), elements)
+    command = apdu.Command(0x80, apdu.INS_GENERATE_AC, p1, 0, data, 256).to_bytes()
+    assert card.process(command).hex() == f"{sw:04x}"
+    assert card.state.counter == own.counter
+
+
+def test_a_second_generate_ac_follows_an_arqc_in_the_same_session_only(
+    make_card: MakeCard, make_sale: MakeSale
+) -> None:
+    own = make_card()
+    card = VirtualCard(own)
+    second = apdu.generate_ac(
+        CryptogramKind.TC,
+        tlv.fill_dol(tlv.parse_dol(CDOL2), make_sale().elements()),
+        cda=True,
+    ).to_bytes()
+    tap(card, make_sale(ceiling=own.counter))
+    card.power_up()
+    assert card.process(second).hex() == "6985"
+    tap(card, make_sale())
+    assert card.process(second).hex() == "6985"
+    # An ARQC that was asked for is an inquiry: nothing follows it.
+    tap(card, make_sale(), CryptogramKind.ARQC)
+    assert card.process(second).hex() == "6985"
+
+
+def note_of(card: VirtualCard, make_sale: MakeSale) -> bytes | None:
+    card.power_up()
+    return converse(read_card(make_sale().elements(), [AID]), card.process).note
+
+
+def test_a_note_is_taken_with_the_issuer_s_mac_and_a_higher_sequence_only(
+    make_card: MakeCard, make_sale: MakeSale, tmp_path: Path
+) -> None:
+    own, path = make_card(), tmp_path / "state"
+    card = VirtualCard(own, state_path=path)
+    assert note_of(card, make_sale) is None
+    tap(card, make_sale())
+    converse(write_note(put_note_data(own.mk_ac, 5, b"n" * 178)), card.process)
+    assert note_of(VirtualCard(own, state_path=path), make_sale) == b"n" * 178
+    card = VirtualCard(own, state_path=path)
+    tap(card, make_sale())
+    good = put_note_data(own.mk_ac, 6, b"new")
+    for data, word in (
+        (put_note_data(own.mk_ac, 5, b"same"), "6985"),
+        (put_note_data(own.mk_ac, 4, b"older"), "6985"),
+        (put_note_data(own.mk_enc, 6, b"new"), "6982"),
+        (good[:3] + bytes([good[3] ^ 1]) + good[4:], "6982"),
+        (good[:8], "6700"),
+    ):
+        with pytest.raises(InvalidCardData, match=word):
+            converse(write_note(data), card.process)
+        assert card.state.note == b"n" * 178
+    converse(write_note(good), card.process)
+    assert note_of(card, make_sale) == b"new"
+    assert card.state.note_sequence == 6
+
+
+def test_a_note_that_cannot_be_kept_is_not_taken(
+    make_card: MakeCard, make_sale: MakeSale, tmp_path: Path
+) -> None:
+    own, folder = make_card(), tmp_path / "card"
+    folder.mkdir()
+    card = VirtualCard(own, state_path=folder / "state")
+    tap(card, make_sale())
+    shutil.rmtree(folder)
+    with pytest.raises(OSError, match="state"):
+        converse(write_note(put_note_data(own.mk_ac, 1, b"new")), card.process)
+    assert card.state.note == b""
+
+
+def test_the_log_is_told_after_a_tc_alone(make_card: MakeCard, make_sale: MakeSale) -> None:
+    own = make_card()
+    card = VirtualCard(own)
+    tap(card, make_sale())
+    tap(card, make_sale(terminal_id="T2"))
+    entries = converse(read_log(), card.process)
+    assert entries == (
+        LogEntry("TILL0001", AMOUNT, own.counter + AMOUNT),
+        LogEntry("T2", AMOUNT, own.counter + 2 * AMOUNT),
+    )
+    tap(card, make_sale(), CryptogramKind.ARQC)
+    with pytest.raises(InvalidCardData, match="6985"):
+        converse(read_log(), card.process)
+
+
+@given(
+    st.lists(
+        st.builds(
+            LogEntry,
+            terminal=st.text("ABT0123456789", max_size=8),
+            amount_minor=st.integers(0, 10**12 - 1),
+            counter=st.integers(0, MAX_COUNTER),
+        ),
+        max_size=20,
+    )
+)
+def test_a_log_comes_back_as_far_as_it_fits(entries: list[LogEntry]) -> None:
+    assert parse_log(encode_log(entries)) == tuple(entries[-12:])
+
+
 def test_the_state_is_on_disk_before_the_answer_leaves(
     make_card: MakeCard, make_sale: MakeSale, tmp_path: Path
 ) -> None:
@@ -294,7 +499,13 @@ RECORD = apdu.read_record(1, 1).to_bytes()
         ([], "00A4040007 F0504F534757", 0x6700),
         ([], "", 0x6700),
         ([], "00B0000000", 0x6D00),
-        ([], "80CA9F3600", 0x6D00),
+        ([], "80CB9F3600", 0x6D00),
+        ([], "80CA9F3600", 0x6A88),
+        ([], "80CADF1400", 0x6985),
+        ([SELECT, GPO], "80CADF1400", 0x6985),
+        ([], "84DA9F3600", 0x6A88),
+        ([], "80DADF0110" + "00" * 16, 0x6E00),
+        ([SELECT, GPO], "84DADF0110" + "00" * 16, 0x6985),
         ([], "90A4040007 F0504F53475701 00", 0x6E00),
         ([], "80A4040007 F0504F53475701 00", 0x6E00),
         ([], "00A8000002830000", 0x6E00),

@@ -132,8 +132,13 @@ GLOBALLY_UNIQUE = {
     "accounts": {"id"},
     "tokens": {"id", "token_key"},  # 80 random bits; an HMAC of a token number that stands once
     "publications": {"token_id"},
+    "online_answers": {"token_id"},
     "claims": {"token_id"},
     "presentments": {"gateway_id"},  # with the record id: by gateway, before any account is known
+    "reviews": {"gateway_id"},  # with the record id, as presentments
+    "renunciations": {"token_id"},
+    "write_offs": {"token_id"},
+    "conflicts": {"id"},
     "alarms": {"id"},
 }
 

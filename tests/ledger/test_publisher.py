@@ -71,7 +71,8 @@ def test_a_snapshot_says_what_policy_and_accounts_say(
     assert snapshot.valid_until_unix_s == now_s + 7 * DAY_S
     [row] = published(ledger)
     assert (row.ceiling, row.digest, row.snapshot_version) == (limit.ceiling, digest, 1)
-    assert row.stands_until_unix_s == now_s + 21 * DAY_S
+    # A shop whose clock is behind by the tolerance approves so much longer.
+    assert row.stands_until_unix_s == now_s + 21 * DAY_S + 300
     assert ledger.latest_snapshot() == snapshot == ledger.snapshot(1)
     assert snapshot.path.stat().st_size == snapshot.size
     assert ledger.account(account.id).free_minor == 0

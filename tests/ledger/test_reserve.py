@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pos_gateway.emv.application import MAX_COUNTER
+from pos_gateway.ledger.allowance import AllowancePolicy, Candidate, allot, shares_minor
 from pos_gateway.ledger.reserve import (
     Interval,
     IntervalSet,
     InvariantBroken,
     Publication,
-    allot,
     check_invariant,
     claimable,
     contains,
@@ -72,10 +72,12 @@ def test_next_ceiling_stays_within_a_cards_counter() -> None:
 
 
 def test_what_one_token_is_allotted_is_gone_for_the_next() -> None:
-    assert allot([((), 0), ((), 100)], free_minor=10, share_minor=8) == (8, 102)
+    assert allot([Candidate((), 0), Candidate((), 100)], [8, 8], free_minor=10) == (8, 102)
     # The first one's points below 6 are reserved already: only four of its ten are new.
-    assert allot([(((0, 6),), 0), ((), 100)], free_minor=4, share_minor=10) == (10, 100)
-    assert allot([(((0, 6),), 0)], free_minor=4, share_minor=5) == (6,)
+    first = Candidate(((0, 6),), 0)
+    assert allot([first, Candidate((), 100)], [10, 10], free_minor=4) == (10, 100)
+    # A share that has become smaller takes effect, though more would cost nothing now.
+    assert allot([first], [5], free_minor=4) == (5,)
 
 
 def test_a_publication_that_lapsed_never_stands_again() -> None:
@@ -139,11 +141,14 @@ def test_no_history_takes_an_account_over_its_limit(
                     replace(p, lapsed=True) if p.stands_until_unix_s < now else p for p in c.publications
                 ]
             claims = [claimable(c.publications, c.posted, now) for c in cards]
-            ceilings = allot(
-                [(claim, c.highest) for claim, c in zip(claims, cards, strict=True)],
-                free_minor=limit - outstanding - sum(map(measure, claims)),
-                share_minor=(limit - outstanding) * share_percent // 100 // cards_count,
+            candidates = [Candidate(claim, c.highest) for claim, c in zip(claims, cards, strict=True)]
+            shares = shares_minor(
+                candidates,
+                owable_minor=limit - outstanding,
+                share_percent=share_percent,
+                policy=AllowancePolicy(),
             )
+            ceilings = allot(candidates, shares, free_minor=limit - outstanding - sum(map(measure, claims)))
             for c, ceiling in zip(cards, ceilings, strict=True):
                 c.publications.append(Publication(c.highest, ceiling, now + VALID + DEADLINE))
                 c.ceilings.append((ceiling, now + VALID))

@@ -11,7 +11,7 @@ from typing import Final
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from pos_gateway.limits.builder import build_snapshot
-from pos_gateway.limits.header import sign_header
+from pos_gateway.limits.header import OnlineTerms, sign_header
 from pos_gateway.limits.record import LimitRecord, Status
 from pos_gateway.limits.snapshot import (
     ReadAt,
@@ -31,6 +31,8 @@ def signing_key(name: str) -> Ed25519PrivateKey:
 SIGNERS: Final = {name: signing_key(name) for name in ("limits-a", "limits-b")}
 KEYS: Final = {name: key.public_key() for name, key in SIGNERS.items()}
 
+ONLINE_SIGNER: Final = Ed25519PrivateKey.from_private_bytes(b"\x04" * 32)
+
 TERMS: Final = SnapshotTerms(
     issuer="Laboratory Bank",
     currency="CNY",
@@ -42,6 +44,13 @@ TERMS: Final = SnapshotTerms(
     token_key_epoch=3,
     policy=RiskPolicy(
         stale_per_tap_cap_minor=10_000, presentment_deadline_s=14 * 86_400, clock_tolerance_s=300
+    ),
+    online=OnlineTerms(
+        keys=(ONLINE_SIGNER.public_key().public_bytes_raw(),),
+        per_tap_cap_minor=30_000,
+        grant_life_s=300,
+        note_life_s=86_400,
+        unsynchronised_amount_cap_minor=5_000_000,
     ),
     revoked_certificates=((bytes.fromhex("91560001"), bytes.fromhex("00002a")),),
 )

@@ -164,7 +164,8 @@ def test_stopped_after_any_write_it_leaves_nothing_that_opens() -> None:
         with pytest.raises(REFUSALS):
             opened(state)
     almost, head = file.states[-1], head_of(whole)
-    for length in range(len(head)):
+    # A signature may end in zero bytes: then the file is whole before its last byte is written.
+    for length in range(len(head.rstrip(b"\0"))):
         with pytest.raises(REFUSALS):
             opened(head[:length] + almost[length:])
 

@@ -64,7 +64,7 @@ def test_offers_that_contradict_each_other_or_the_limits(offers: tuple[Offer, ..
         replace(HEADER, offers=offers)
 
 
-@pytest.mark.parametrize("name", [*sorted(document()), "policy.stale_per_tap_cap_minor"])
+@pytest.mark.parametrize("name", [*sorted(document()), "policy.stale_per_tap_cap_minor", "online.keys"])
 def test_a_missing_field_is_named(name: str) -> None:
     changed = document()
     outer, _, inner = name.partition(".")
@@ -73,7 +73,7 @@ def test_a_missing_field_is_named(name: str) -> None:
         SnapshotHeader.from_bytes(canonical(changed))
 
 
-@pytest.mark.parametrize("place", ["", "policy"])
+@pytest.mark.parametrize("place", ["", "policy", "online"])
 def test_an_unknown_field_is_named(place: str) -> None:
     changed = document()
     (changed[place] if place else changed)["surprise"] = 1
@@ -104,6 +104,10 @@ def test_a_mistyped_field_is_named(name: str, value: object) -> None:
         {"root": "FF" * 32},
         {"revoked_certificates": [["91560001", "0000"]]},
         {"format": FORMAT + 1},
+        {"online": document()["online"] | {"keys": ["00" * 31]}},
+        {"online": document()["online"] | {"keys": ["00" * 32] * 2}},
+        {"online": document()["online"] | {"keys": [f"{n:064x}" for n in range(9)]}},
+        {"online": document()["online"] | {"note_life_s": -1}},
     ],
 )
 def test_values_out_of_range_are_refused(changes: dict[str, object]) -> None:

@@ -21,6 +21,7 @@ from pos_gateway.limits.delta import changed_records
 from pos_gateway.limits.merge import Merge
 from pos_gateway.limits.proof import prove, verify_proof
 from pos_gateway.limits.record import LimitRecord, Status, token_key
+from pos_gateway.limits.single import Kind, read_single
 from pos_gateway.limits.snapshot import Snapshot, SnapshotHeader
 from tests.limits.making import TERMS, built, opened, reader
 
@@ -86,6 +87,17 @@ def test_the_token_key_vector() -> None:
     assert token_key(secret, vector["pan"], vector["psn"]).hex() == vector["token_key"]
 
 
+def test_the_single_vectors() -> None:
+    vector = VECTORS["single"]
+    signer = Ed25519PrivateKey.from_private_bytes(bytes.fromhex(vector["online_seed"]))
+    for name in ("grant", "note"):
+        single = read_single(bytes.fromhex(vector[name]), TERMS)
+        assert single.kind is Kind[name.upper()]
+        assert single.record == numbered(3)[1]
+        assert single.sign(signer).hex() == vector[name]
+    assert read_single(bytes.fromhex(vector["grant"]), TERMS).digest.hex() == vector["grant_digest"]
+
+
 def updated() -> tuple[list[LimitRecord], bytes, bytes]:
     """The records of version 8, the delta that leads to them from `small`, and version 8 whole."""
     _, one, two, new = numbered(4)
@@ -132,7 +144,7 @@ def sha256(*parts: bytes) -> bytes:
 def read_again(data: bytes) -> tuple[dict[str, Any], list[bytes]]:
     """Straight down the document: the tree recursively from the root, everything recomputed."""
     magic, form, signatures, header_length = struct.unpack(">8sHHI", data[:16])
-    assert (magic, form) == (b"PGLIMITS", 2)
+    assert (magic, form) == (b"PGLIMITS", 3)
     signed, at = data[16 : 16 + header_length], 16 + header_length
     for _ in range(signatures):
         key_id = data[at : at + 64].rstrip(b"\0").decode()

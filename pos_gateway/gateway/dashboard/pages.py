@@ -197,10 +197,37 @@ class _Pages:
             tab="/line",
             status=status,
             advice=advice(status, tongue),
+            forecast=self._forecast(status["forecast"], tongue),
             line_word=word,
             freshness=fresh[snapshot["freshness"]] if snapshot else "",
             left=self._money(max(0, queue["cap_minor"] - queue["amount_minor"])),
         )
+
+    def _forecast(self, forecast: Mapping[str, Any], tongue: Language) -> str:
+        """How long it goes on without a line, and what ends it first."""
+        _ = tongue.tell
+        bounds = {
+            "unsynchronised_count": _("the number of payments that may wait"),
+            "unsynchronised_amount": _("the amount that may wait"),
+            "unsynchronised_age": _("how long the oldest payment may wait"),
+            "limits_stale": _("limits to be refreshed; then smaller taps only"),
+            "limits_expire": _("the end of the limits here"),
+            "no_limits": _("no valid limits are here"),
+            "clock": _("the clock is not trusted"),
+        }
+        bound = bounds.get(forecast["first"], "")
+        if forecast["stopped"]:
+            return _("Without a line nothing more can be approved: {bound}.", bound=bound)
+        said = _(
+            "Without a line: {amount} more, one tap up to {cap}.",
+            amount=forecast["amount_left"],
+            cap=forecast["per_tap_cap"],
+        )
+        if not bound:
+            return said
+        first = _("First comes: {bound}", bound=bound)
+        at = f" ({self._when(forecast['first_at_unix_ms'])})" if forecast["first_at_unix_ms"] else ""
+        return f"{said} {first}{at}"
 
     async def transactions(self, request: web.Request) -> web.StreamResponse:
         tongue = self._language(request)

@@ -20,13 +20,16 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from smartcard import scard
 
 from pos_gateway.errors import CardLeft, ReaderUnavailable, Unavailable
+from pos_gateway.gateway.readers.indicator import Indicator
+from pos_gateway.gateway.readers.models import ReaderModel, Way
 from pos_gateway.gateway.readers.port import Indication
+from pos_gateway.gateway.readers.system import EscapeOption, load_driver_options
 
 RESPONSE_TIMEOUT_S: Final = 5.0
 """How long one call to a card or reader may take before the reader counts as unavailable."""
@@ -65,6 +68,11 @@ _READER_GONE: Final = {
     scard.SCARD_E_READER_UNAVAILABLE,
     scard.SCARD_E_NO_READERS_AVAILABLE,
 }
+_COMMANDS_REFUSED: Final = {
+    scard.SCARD_E_UNSUPPORTED_FEATURE,  # what libccid answers while escape commands are not allowed
+    scard.SCARD_E_NOT_TRANSACTED,
+    0x8010001F,  # pcsc-lite's number for it, and what vpcd answers to everything
+}
 _NOTHING_HAPPENED: Final = {scard.SCARD_E_TIMEOUT, scard.SCARD_E_CANCELLED}
 
 
@@ -91,11 +99,22 @@ class PcscReader:
     Connects to pcscd at the first wait, and again at the next one after pcscd was gone.
     """
 
-    def __init__(self, name: str, *, response_timeout_s: float = RESPONSE_TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        response_timeout_s: float = RESPONSE_TIMEOUT_S,
+        model: ReaderModel | None = None,
+    ) -> None:
         self._name = name
         self._timeout_s = response_timeout_s
         self._session: _Session | None = None
         self._interrupted = threading.Event()
+        self._channel: PcscChannel | None = None
+        self._using = threading.RLock()
+        """Held for every call that uses the card or the reader's own commands: they come from two threads."""
+        self.commands = PcscCommands(self, model.ways if model is not None else ())
+        self._indicator = Indicator(model, self.commands)
 
     @property
     def name(self) -> str:
@@ -139,9 +158,11 @@ class PcscReader:
             session.cancel()
 
     def indicate(self, indication: Indication) -> None:
-        """Nothing yet: lights and buzzers are reached by commands that differ by reader model."""
+        """See `Reader.indicate`; nothing for models without a light that we know how to reach."""
+        self._indicator.show(indication)
 
     def close(self) -> None:
+        self._indicator.close()
         self._drop()
 
     def _next_state(self, known: int, deadline: float) -> int | None:
@@ -168,15 +189,17 @@ class PcscReader:
         return None
 
     def _connect(self) -> PcscChannel:
-        code, handle, protocol = self._call(
-            scard.SCardConnect,
-            self._open().context,
-            self._name,
-            scard.SCARD_SHARE_EXCLUSIVE,
-            scard.SCARD_PROTOCOL_T0 | scard.SCARD_PROTOCOL_T1,
-        )
-        self._checked(code, f"opening the card on {self._name!r}")
-        return PcscChannel(self, handle, protocol)
+        with self._using:
+            code, handle, protocol = self._call(
+                scard.SCardConnect,
+                self._open().context,
+                self._name,
+                scard.SCARD_SHARE_EXCLUSIVE,
+                scard.SCARD_PROTOCOL_T0 | scard.SCARD_PROTOCOL_T1,
+            )
+            self._checked(code, f"opening the card on {self._name!r}")
+            self._channel = PcscChannel(self, handle, protocol)
+            return self._channel
 
     def _open(self) -> _Session:
         if self._session is None:
@@ -200,9 +223,13 @@ class PcscReader:
 
     def _drop(self) -> None:
         """Let go of a context that failed: the next call makes a new one."""
-        if self._session is not None:
-            self._session.close()
-            self._session = None
+        with self._using:
+            self._channel = None
+            if self._session is not None:
+                self._session.close()
+                self._session = None
+            self.commands.forget()
+        self._indicator.restart()
 
 
 class PcscChannel:
@@ -226,8 +253,9 @@ class PcscChannel:
             raise CardLeft("the card was let go of")
         if self._is_t0 and len(command) > 5 and len(command) == 6 + command[4]:
             command = command[:-1]  # T=0 has no command with both data and Le (ISO/IEC 7816-3 §12.1)
-        code, answer = self._reader._call(scard.SCardTransmit, self._handle, self._pci, list(command))
-        self._reader._checked(code, "talking to the card")
+        with self._reader._using:
+            code, answer = self._reader._call(scard.SCardTransmit, self._handle, self._pci, list(command))
+            self._reader._checked(code, "talking to the card")
         if not answer:  # what vpcd answers when the card leaves with the command
             raise CardLeft("the card left before it had answered", advice=_TAP_AGAIN)
         return bytes(answer)
@@ -236,10 +264,125 @@ class PcscChannel:
         if self._closed:
             return
         self._closed = True
-        with contextlib.suppress(ReaderUnavailable):
+        with contextlib.suppress(ReaderUnavailable), self._reader._using:
+            if self._reader._channel is self:
+                self._reader._channel = None
             # Neither reset nor power down: if the card leaves at this moment, as customers do, pcscd 1.9
             # calls the field empty without looking, and may then not see the next card at all.
             self._reader._call(scard.SCardDisconnect, self._handle, scard.SCARD_LEAVE_CARD)
+
+
+class PcscCommands:
+    """Commands to a PC/SC reader itself: its light, its buzzer, its firmware's version. See
+    `indicator.CommandLine`.
+
+    They go by `SCardControl`, on the open card's connection or one of their own; where the driver refuses
+    that, as pseudo-APDUs while a card is open, if the model takes them so.
+    """
+
+    def __init__(self, reader: PcscReader, ways: Sequence[Way]) -> None:
+        self._reader = reader
+        self._ways = ways
+        self._escape: EscapeOption | None = None
+        self._session: _Session | None = None
+        self.refused = False
+        """The driver said that it passes no escape commands on."""
+
+    def send(self, command: bytes) -> bytes | None:
+        """
+        Raises:
+            ReaderUnavailable: the reader or pcscd is gone, or a card is held by another program.
+        """
+        if Way.CONTROL in self._ways and not self.refused:
+            answer = self._control(self._option.control_code, command)
+            if answer is not None:
+                return answer
+            self.refused = True
+        if Way.PSEUDO_APDU in self._ways:
+            return self._transmit(command)
+        return None
+
+    def escape_allowed(self) -> bool | None:
+        """Does the driver list escape commands among this reader's features? None if it lists nothing.
+
+        Raises:
+            ReaderUnavailable: as `send`.
+        """
+        features = self._control(self._option.feature_query_code, b"")
+        if features is None:
+            return None
+        # Tag, length 4, control code, for each (PC/SC part 10, §2.2).
+        return self._option.feature_tag in features[0 : len(features) - 5 : 6]
+
+    def driver_version(self) -> str | None:
+        """PC/SC's attribute VENDOR_IFD_VERSION, which libccid takes from the reader's USB descriptor.
+
+        Raises:
+            ReaderUnavailable: as `send`.
+        """
+
+        def read(session: _Session, handle: int) -> bytes | None:
+            code, value = session.call(scard.SCardGetAttrib, handle, scard.SCARD_ATTR_VENDOR_IFD_VERSION)
+            return bytes(value) if code == scard.SCARD_S_SUCCESS else None
+
+        value = self._with_handle(read)
+        if value is None or len(value) != 4:
+            return None
+        number = int.from_bytes(value, "little")  # 0xMMmmbbbb (PC/SC part 3, §3.1.3)
+        return f"{number >> 24}.{number >> 16 & 0xFF}"
+
+    def forget(self) -> None:
+        """The reader was away: it may be another one, under other rules."""
+        self.refused = False
+        self._let_go()
+
+    def _let_go(self) -> None:
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
+
+    @property
+    def _option(self) -> EscapeOption:
+        if self._escape is None:
+            self._escape = load_driver_options().escape
+        return self._escape
+
+    def _control(self, code: int, command: bytes) -> bytes | None:
+        def control(session: _Session, handle: int) -> bytes | None:
+            result, answer = session.call(scard.SCardControl, handle, code, list(command))
+            if result in _COMMANDS_REFUSED:
+                return None
+            _check(result, "sending a command to the reader")
+            return bytes(answer)
+
+        return self._with_handle(control)
+
+    def _transmit(self, command: bytes) -> bytes | None:
+        with self._reader._using:
+            channel = self._reader._channel
+            return None if channel is None else channel.transceive(command)
+
+    def _with_handle(self, use: Callable[[_Session, int], bytes | None]) -> bytes | None:
+        reader = self._reader
+        with reader._using:
+            channel = reader._channel
+            if channel is not None and reader._session is not None:
+                return use(reader._session, channel._handle)
+            if self._session is None:
+                self._session = _Session(reader._timeout_s)
+            session = self._session
+            try:
+                code, handle, _ = session.call(
+                    scard.SCardConnect, session.context, reader.name, scard.SCARD_SHARE_DIRECT, 0
+                )
+                _check(code, f"opening {reader.name!r} for a command")
+                try:
+                    return use(session, handle)
+                finally:
+                    session.call(scard.SCardDisconnect, handle, scard.SCARD_LEAVE_CARD)
+            except ReaderUnavailable:
+                self._let_go()
+                raise
 
 
 class _Session:

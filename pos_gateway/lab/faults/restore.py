@@ -47,7 +47,7 @@ def restore(folder: Path, seed: int, *, restores: int, ledger: Path | None = Non
                     books.publish()
                 site.synchronise()
                 customer.wait_for(chance.randint(2, 10))
-                site.drain(to=chance.choice((0, 3)))
+                site.drain(to=chance.choice((0, 3)), under_load=True)
                 another_machine = number % 2 == 1
                 if another_machine:
                     customer.stop()

@@ -26,9 +26,9 @@ import structlog
 from pos_gateway.emv.personalisation import Personalisation
 from pos_gateway.errors import PosGatewayError
 from pos_gateway.gateway.config import Home
-from pos_gateway.gateway.program import ReaderSource
 from pos_gateway.gateway.program import serve as serve_gateway
 from pos_gateway.gateway.readers.port import CardChannel, Indication
+from pos_gateway.gateway.readers.source import ReaderSource
 from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger.api import serve as serve_ledger
@@ -196,7 +196,7 @@ class CardInField:
 
 
 def _gateway(ready: Connection, home: str, card: str, state: str, log: str) -> None:
-    _begin(log)
+    begin(log)
     _run_gateway(ready.send, home, card, state)
 
 
@@ -207,7 +207,7 @@ def _run_gateway(ready: Callable[[str], None], home: str, card: str, state: str)
 
 
 def _ledger(ready: Connection, home: str, port: int, log: str) -> None:
-    _begin(log)
+    begin(log)
 
     async def run() -> None:
         with Ledger.open(Path(home)) as ledger:
@@ -221,7 +221,8 @@ def _ledger(ready: Connection, home: str, port: int, log: str) -> None:
     asyncio.run(run())
 
 
-def _begin(log: str) -> None:
+def begin(log: str) -> None:
+    """First of all in a program of its own: it ends with whoever started it, and writes into a log."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     os.dup2(descriptor, sys.stdout.fileno())
@@ -236,7 +237,7 @@ def _die_with_starter() -> None:
 def _main() -> None:
     home, card, state, log = sys.argv[1:]
     told = os.fdopen(os.dup(sys.stdout.fileno()), "w")
-    _begin(log)
+    begin(log)
 
     def ready(address: str) -> None:
         told.write(address + "\n")

@@ -86,18 +86,22 @@ class Site:
     def synchronise(self) -> None:
         self.ask("POST", "/v1/synchronise", {})
 
-    def drain(self, *, to: int = 0) -> None:
+    def drain(self, *, to: int = 0, under_load: bool = False) -> None:
         """Wait until everything was presented, or all but so many; to a restored ledger again.
+        `under_load`: a customer goes on paying, and what was paid before this call is enough.
 
         Raises:
             PosGatewayError: nothing moves any more.
         """
         fewest, deadline = -1, 0.0
+        begun_unix_ms = time.time_ns() // 1_000_000
         while True:
             self.synchronise()
             status = self.ask("GET", "/v1/status")
             waiting = status["queue"]["count"] + status["synchronisation"]["again"]
-            if waiting <= to:
+            oldest_unix_ms = status["queue"]["oldest_at_unix_ms"] or 0
+            younger = under_load and not status["synchronisation"]["again"] and oldest_unix_ms > begun_unix_ms
+            if waiting <= to or younger:
                 return
             if fewest < 0 or waiting < fewest:
                 fewest, deadline = waiting, time.monotonic() + _DRAIN_TIMEOUT_S
@@ -112,19 +116,7 @@ class Site:
         Raises:
             Unavailable: it does not answer.
         """
-        host = address(self.home).partition("://")[2]
-        connection = http.client.HTTPConnection(host, timeout=_ANSWER_TIMEOUT_S)
-        try:
-            headers = {"Content-Type": "application/json", **authorization(self.home)}
-            connection.request(method, path, json.dumps(body) if body is not None else None, headers)
-            answer = json.loads(connection.getresponse().read())
-        except (OSError, http.client.HTTPException, ValueError):
-            raise Unavailable("the gateway does not answer") from None
-        finally:
-            connection.close()
-        if not isinstance(answer, dict):
-            raise Unavailable("the gateway answers nonsense")
-        return answer
+        return asked(self.home, method, path, body)
 
     def __enter__(self) -> Self:
         return self
@@ -135,6 +127,27 @@ class Site:
         for server in (self.gateway, self.ledger):
             if server is not None:
                 server.__exit__(kind, error, trace)
+
+
+def asked(home: Home, method: str, path: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+    """One request to the running gateway; cheaper than `local_client`, for those who ask all the time.
+
+    Raises:
+        Unavailable: it does not answer.
+    """
+    host = address(home).partition("://")[2]
+    connection = http.client.HTTPConnection(host, timeout=_ANSWER_TIMEOUT_S)
+    try:
+        headers = {"Content-Type": "application/json", **authorization(home)}
+        connection.request(method, path, json.dumps(body) if body is not None else None, headers)
+        answer = json.loads(connection.getresponse().read())
+    except (OSError, http.client.HTTPException, ValueError):
+        raise Unavailable("the gateway does not answer") from None
+    finally:
+        connection.close()
+    if not isinstance(answer, dict):
+        raise Unavailable("the gateway answers nonsense")
+    return answer
 
 
 class Customer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import datetime, timedelta
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import aiohttp
 import pytest
@@ -97,17 +97,16 @@ async def test_i_paid_is_answered_from_the_evidence(
     _, text = await browser.get(f"/transactions/{paid['id']}")
     assert "Yes, it was paid." in text
 
-    order = {"id": str(uuid4()), "amount_minor": 800, "currency": "CNY"}
+    order_id = uuid4()
+    order = {"id": str(order_id), "amount_minor": 800, "currency": "CNY"}
     assert (await browser.post("/v1/payments", order))[0] == 202
     till.reader.present(card, leaves_after=4)
     async with asyncio.timeout(10):
-        while (
-            await asyncio.to_thread(till.parts.payments.show, UUID(order["id"]))
-        ).state.value != "tap_again":
+        while (await asyncio.to_thread(till.parts.payments.show, order_id)).state.value != "tap_again":
             await asyncio.sleep(0.02)
     await browser.post(f"/v1/payments/{order['id']}/cancel", {})
     async with asyncio.timeout(10):
-        while not (await asyncio.to_thread(till.parts.payments.show, UUID(order["id"]))).state.final:
+        while not (await asyncio.to_thread(till.parts.payments.show, order_id)).state.final:
             await asyncio.sleep(0.02)
     _, text = await browser.get(f"/transactions/{order['id']}")
     assert "No, it was not." in text
