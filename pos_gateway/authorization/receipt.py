@@ -246,7 +246,8 @@ def _limits(
     receipt: DecisionReceipt, facts: Mapping[str, Any], keys: Mapping[str, Ed25519PublicKey], threshold: int
 ) -> list[Checked]:
     if not receipt.limit_proof:
-        return [Checked("limits", Finding.NOT_COVERED, "no proof of the limit record was kept")]
+        source = facts.get("limit_source", "snapshot")
+        return [Checked("limits", Finding.NOT_COVERED, f"no proof of the {source} it relied on was kept")]
     try:
         header, limit = verify_proof(receipt.limit_proof, keys, threshold)
     except PosGatewayError as error:
