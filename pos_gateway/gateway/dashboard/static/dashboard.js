@@ -72,13 +72,16 @@ function watch(draw) { live.watchers.push(draw); }
 function drawSoon() {
   if (live.due) return;
   live.due = true;
-  requestAnimationFrame(() => {
+  const drawNow = () => {
+    if (!live.due) return;
     live.due = false;
     const payments = [...live.payments.values()];
     live.payments.clear();
     if (live.status) drawLine(live.status);
     for (const draw of live.watchers) draw(payments, live.status);
-  });
+  };
+  requestAnimationFrame(drawNow);
+  setTimeout(drawNow, 250); // a window that is covered is given no frames
 }
 function drawLine(status) {
   const chip = at("line-chip"), up = status.line.up;
