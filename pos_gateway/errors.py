@@ -9,6 +9,7 @@
     ├── CardNotSupported        a card that is not ours (scheme cards among them); nothing was read
     ├── AuthenticationFailed    a signature, certificate or cryptogram does not verify: which step
     │   └── CertificateLapsed   a gateway's certificate counts no more; the gateway may ask for another
+    ├── NotPermitted            whoever asks may not do this, or has not signed in
     ├── Conflict                the same id came with other content
     ├── NotFound
     ├── Unavailable             a part we depend on is not there now
@@ -36,6 +37,18 @@ class PosGatewayError(Exception):
 
     def __str__(self) -> str:
         return f"{self.reason} ({self.advice})" if self.advice else self.reason
+
+
+class NotPermitted(PosGatewayError):
+    """Whoever asks may not do this. `signed_in`: they are known, and theirs is not the role for it.
+    `retry_after_s`: too many wrong attempts; seconds until the next one counts, 0 if that is not why."""
+
+    def __init__(
+        self, reason: str, *, signed_in: bool = False, retry_after_s: int = 0, advice: str = ""
+    ) -> None:
+        super().__init__(reason, advice=advice)
+        self.signed_in = signed_in
+        self.retry_after_s = retry_after_s
 
 
 class InvalidInput(PosGatewayError):

@@ -86,6 +86,10 @@ class Kind(Enum):
     EPOCH = "epoch"
     """The ledger has another epoch than before (it was restored from a backup), or how far presenting
     again what it may have forgotten has come."""
+    STAFF_ACTION = "staff_action"
+    """Somebody of the staff did, or approved, what a manager answers for."""
+    SHIFT = "shift"
+    """A shift was opened, its drawer moved or counted, a shift or the day closed."""
     CHECKPOINT = "checkpoint"
     """Older records were, or are being, pruned; what they added up to, and the chain's hash there."""
 

@@ -38,6 +38,7 @@ FLOORS = {
 # The command line is the topmost face: it starts what stands in the laboratory too.
 # An inquiry carries a proof as a record does.
 SIBLINGS_ALLOWED = {
+    ("pos_gateway.authorization", "pos_gateway.records"),
     ("pos_gateway.cli", "pos_gateway.lab"),
     ("pos_gateway.money", "pos_gateway.errors"),
     ("pos_gateway.inquiry", "pos_gateway.records"),

@@ -13,6 +13,7 @@ from pos_gateway.cli.terminal import Json, emit
 from pos_gateway.lab.journal_bench import bench_journal
 from pos_gateway.lab.pos_bench import bench_pos
 from pos_gateway.lab.publish_bench import bench_publish
+from pos_gateway.lab.rest_bench import bench_rest
 from pos_gateway.lab.snapshot_bench import bench_snapshot
 from pos_gateway.lab.sync_bench import bench_sync
 from pos_gateway.lab.tap_bench import DRIVERS, bench_tap
@@ -249,6 +250,7 @@ class Protocol(Enum):
     """What POS software speaks."""
 
     NEXO = "nexo"
+    REST = "rest"
 
 
 @app.command()
@@ -260,9 +262,9 @@ def pos(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """What the POS interface adds: the gateway's own share of a payment that a POS asks for over HTTPS, and
-    its ratio to that of the same tap begun without it."""
-    data = bench_pos(taps, folder)
+    """What a POS interface adds: the gateway's own share of a payment that a POS asks for over HTTPS, and its
+    ratio to that of the same tap begun without it."""
+    data = bench_rest(taps, folder) if protocol is Protocol.REST else bench_pos(taps, folder)
     emit(data, _pos_text(data), as_json=as_json)
 
 
@@ -274,11 +276,13 @@ def _pos_text(data: dict[str, Any]) -> str:
         "own_share_encrypted_us": "own share, encrypted messages",
     }
     lines = [f"{data['taps']} taps each way, µs", f"{'':34}{'p50':>10}{'p99':>10}"]
-    lines += [f"{name:34}{data[key]['p50']:>10}{data[key]['p99']:>10}" for key, name in names.items()]
-    lines.append(
-        f"own share ÷ own share without the protocol: {data['own_share_ratio']} plain,"
-        f" {data['own_share_ratio_encrypted']} encrypted (aim: ≤ {data['target_ratio']})"
-    )
+    lines += [
+        f"{name:34}{data[key]['p50']:>10}{data[key]['p99']:>10}" for key, name in names.items() if key in data
+    ]
+    ratios = f"{data['own_share_ratio']} plain"
+    if "own_share_ratio_encrypted" in data:
+        ratios += f", {data['own_share_ratio_encrypted']} encrypted"
+    lines.append(f"own share ÷ own share without the protocol: {ratios} (aim: ≤ {data['target_ratio']})")
     return "\n".join(lines)
 
 

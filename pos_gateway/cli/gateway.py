@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pos_gateway.cli.gateway_carry import app as carry_app
 from pos_gateway.cli.places import GATEWAY_HOME, GatewayHome
+from pos_gateway.cli.staff import setup_code
 from pos_gateway.cli.terminal import EXIT_NO, Json, announce, emit
 from pos_gateway.errors import Conflict, Unavailable
 from pos_gateway.gateway.certificate import connect
@@ -29,6 +30,9 @@ from pos_gateway.gateway.program import serve as serve_gateway
 from pos_gateway.gateway.upgrade import prepare
 from pos_gateway.gateway.upgrade import revert as revert_journal
 from pos_gateway.records import Verdict
+
+if TYPE_CHECKING:
+    from pos_gateway.lab.counter import Counter as PracticeCounter
 
 app = typer.Typer(no_args_is_help=True, help="Run the shop's gateway.")
 app.add_typer(carry_app, name="carry")
@@ -65,11 +69,38 @@ def serve(home: GatewayHome = GATEWAY_HOME, as_json: Json = False) -> None:
     """Take payments until Ctrl-C."""
 
     def on_ready(address: str) -> None:
-        announce(
-            {"address": address}, f"Gateway at {address}, its page too. Ctrl-C ends it.", as_json=as_json
-        )
+        text = f"Gateway at {address}, its page too. Ctrl-C ends it."
+        code = setup_code(Home(home))
+        if code and not as_json:
+            text += f"\nFirst run: open the page and type in the setup code {code[:4]} {code[4:]}"
+        announce({"address": address}, text, as_json=as_json)
 
     asyncio.run(serve_gateway(Home(home), on_ready=on_ready))
+
+
+@app.command()
+def training(
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="Where its page is.")] = 8156,
+    home: GatewayHome = GATEWAY_HOME,
+    as_json: Json = False,
+) -> None:
+    """A till to practise with until Ctrl-C: keys, cards and journal of its own; no money moves.
+
+    A card comes by itself. Amounts that end in .51 are declined, in .19 taken away too early at first, in .91
+    another issuer's card comes.
+    """
+    from pos_gateway.lab.practice import practise  # a shop without the laboratory has all but this
+
+    place = Home(home)
+
+    def on_ready(counter: PracticeCounter) -> None:
+        code = counter.parts.door.staff.setup_code()
+        text = f"Training at {counter.address}. No money moves. Ctrl-C ends it."
+        if code:
+            text += f"\nSetup code {code[:4]} {code[4:]}"
+        announce({"address": counter.address, "setup_code": code}, text, as_json=as_json)
+
+    asyncio.run(practise(place.path / "training", place.staff, port, on_ready))
 
 
 @app.command()

@@ -19,6 +19,8 @@ from pos_gateway.redaction import redact_event
 NOUNS: Final = (
     "gateway",
     "payment",
+    "staff",
+    "receipt",
     "journal",
     "snapshot",
     "proof",

@@ -71,12 +71,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check a proof up to the issuer's signature. Exit code 4 if it does not verify."""
-    if key:
-        keys = dict(_parse_key(text) for text in key)
-        needed = threshold or len(keys)
-    else:
-        trusted, enrolled = trusted_keys(home)
-        keys, needed = dict(trusted), threshold or enrolled
+    keys, needed = issuer_keys(home, key, threshold)
     try:
         with file.open("rb") as opened:
             proof = opened.read(MAX_PROOF_BYTES + 1)
@@ -88,6 +83,17 @@ def verify(
     data = _proven(header, record)
     text = "\n".join(f"{name}: {value}" for name, value in data.items())
     emit(data, f"Proven.\n{text}", as_json=as_json)
+
+
+def issuer_keys(
+    home: Path, key: list[str] | None, threshold: int | None
+) -> tuple[dict[str, Ed25519PublicKey], int]:
+    """Whose signatures count, and how many are needed: as said, else as enrolled."""
+    if key:
+        keys = dict(_parse_key(text) for text in key)
+        return keys, threshold or len(keys)
+    trusted, enrolled = trusted_keys(home)
+    return dict(trusted), threshold or enrolled
 
 
 def _parse_key(text: str) -> tuple[str, Ed25519PublicKey]:

@@ -30,6 +30,7 @@ from pos_gateway.errors import (
     Conflict,
     InvalidInput,
     NotFound,
+    NotPermitted,
     PosGatewayError,
     Unavailable,
 )
@@ -48,6 +49,7 @@ _EXIT_CODES: Final[tuple[tuple[type[PosGatewayError], int], ...]] = (
     (Conflict, 6),
     (NotFound, 7),
     (CardNotSupported, EXIT_NO),
+    (NotPermitted, EXIT_NO),
 )
 
 

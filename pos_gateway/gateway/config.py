@@ -50,6 +50,12 @@ def _aid(text: str) -> str:
     return text.upper()
 
 
+def _printer(text: str) -> str:
+    if text and re.fullmatch(r"tcp:[A-Za-z0-9.:\[\]-]+:\d{1,5}|file:/.+", text, re.ASCII) is None:
+        raise ValueError("write tcp:HOST:PORT or file:/dev/usb/lp0, or leave it empty")
+    return text
+
+
 def _hexadecimal(text: str, what: str, least: int, most: int) -> str:
     digits = "".join(text.split()).upper()
     if re.fullmatch(rf"(?:[0-9A-F]{{2}}){{{least},{most}}}", digits, re.ASCII) is None:
@@ -109,6 +115,18 @@ class ReaderChoice(Section):
 class Http(Section):
     host: str = Field(min_length=1)
     port: int = Field(ge=0, le=65_535)
+    names: tuple[str, ...] = Field(max_length=32, strict=False)
+    certificate: str = Field(max_length=4096)
+
+
+class StaffSettings(Section):
+    idle_lock_s: _Seconds
+    session_s: _Seconds
+
+
+class PrinterSettings(Section):
+    address: Annotated[str, AfterValidator(_printer)]
+    columns: int = Field(ge=24, le=64)
 
 
 class SynchroniserSettings(Section):
@@ -147,6 +165,8 @@ class Settings(Section):
     card: Card
     reader: ReaderChoice
     http: Http
+    staff: StaffSettings
+    printer: PrinterSettings
     synchroniser: SynchroniserSettings
     grants: GrantSettings
     journal: JournalSettings
@@ -244,6 +264,31 @@ class Home:
     @property
     def snapshots(self) -> Path:
         return self.path / "snapshots"
+
+    @property
+    def staff(self) -> Path:
+        """Who works here: names, roles, PINs as argon2 hashes; tokens of programs as hashes."""
+        return self.path / "staff.json"
+
+    @property
+    def api_token(self) -> Path:
+        """What lets this machine's own programs in; readable by the gateway's user alone."""
+        return self.path / "api-token"
+
+    @property
+    def setup_code(self) -> Path:
+        """What the first owner types in; gone once there is one."""
+        return self.path / "setup-code"
+
+    @property
+    def http_certificate(self) -> Path:
+        """The page's own certificate with its key, where the shop brings none."""
+        return self.path / "page-tls.pem"
+
+    @property
+    def receipts(self) -> Path:
+        """Proofs of the limits that approvals relied on, for their receipts."""
+        return self.path / "receipts.sqlite3"
 
     @property
     def readers(self) -> Path:

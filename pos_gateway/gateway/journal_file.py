@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import sqlite3
 from collections.abc import Collection, Iterator, Sequence
@@ -26,6 +27,12 @@ _WAITING: Final = " ".join(
         f"AS waiting WHERE seq > ? AND kind IN ({_PRESENTED})",
         "AND NOT EXISTS (SELECT 1 FROM journal WHERE about = waiting.id AND kind = 'acknowledgement')",
         "ORDER BY seq LIMIT ?",
+    )
+)
+_TOLD: Final = " ".join(
+    (
+        "SELECT seq, id, kind, body, (SELECT body FROM journal WHERE about = subject.id",
+        "AND kind = 'acknowledgement' ORDER BY seq DESC LIMIT 1) FROM journal AS subject WHERE seq > ?",
     )
 )
 _BUSY_TIMEOUT_S: Final = 5.0
@@ -114,6 +121,16 @@ class Claim(NamedTuple):
     token_key: bytes
     before: int
     after: int
+
+
+class Told(NamedTuple):
+    """A record, and the body of the ledger's last acknowledgement of it."""
+
+    sequence: int
+    id: UUID
+    kind: Kind
+    body: str
+    acknowledgement: str | None
 
 
 class JournalFile:
@@ -313,6 +330,76 @@ class JournalFile:
         ).fetchone()
         return row[0] if row else None
 
+    def told(self, after: int, until: int, kinds: Collection[Kind]) -> Iterator[Told]:
+        """Records of these kinds with `after` < sequence <= `until`, in order, with the ledger's last word
+        on each."""
+        found = self._db.conn.execute(
+            _TOLD + f" AND subject.seq <= ? AND subject.kind IN ({_words(kinds)}) ORDER BY subject.seq",
+            (after, until),
+        )
+        for sequence, record_id, kind, body, verdict in found:
+            yield Told(sequence, UUID(bytes=record_id), Kind(kind), body, verdict)
+
+    def payments(
+        self,
+        before: int,
+        limit: int,
+        *,
+        since_unix_ms: int,
+        until_unix_ms: int,
+        kinds: Collection[Kind],
+        amount_minor: int | None,
+        last4: str | None,
+        sale_id_prefix: str,
+    ) -> list[Told]:
+        """At most `limit` authorizations or declines below a sequence that fit, the newest first."""
+        found = self._db.conn.execute(
+            _TOLD.replace("seq > ?", "seq < ?")
+            + f" AND subject.kind IN ({_words(kinds)})"
+            + " AND json_extract(subject.body, '$.at_unix_ms') BETWEEN ?2 AND ?3"
+            + " AND (?4 IS NULL OR json_extract(subject.body, '$.amount_minor') = ?4)"
+            + " AND (?5 IS NULL OR json_extract(subject.body, '$.token_last4') = ?5)"
+            + " AND substr(json_extract(subject.body, '$.sale_id'), 1, length(?6)) = ?6"
+            + " ORDER BY subject.seq DESC LIMIT ?7",
+            (before, since_unix_ms, until_unix_ms, amount_minor, last4, sale_id_prefix, limit),
+        )
+        return [Told(row[0], UUID(bytes=row[1]), Kind(row[2]), row[3], row[4]) for row in found]
+
+    def first_at_or_after(self, unix_ms: int) -> int:
+        """A sequence that nothing of that time or later lies below, found by halving: times rise with
+        sequences but for taps that overlap, which a day's margin covers."""
+        (low, high) = self._db.conn.execute(
+            "SELECT coalesce(min(seq), 1), coalesce(max(seq), 0) FROM journal"
+        ).fetchone()
+        while low < high:
+            middle = (low + high) // 2
+            sequence, body = self._db.conn.execute(
+                "SELECT seq, body FROM journal WHERE seq >= ? ORDER BY seq LIMIT 1", (middle,)
+            ).fetchone()
+            if json.loads(body)["at_unix_ms"] < unix_ms - 86_400_000:
+                low = sequence + 1
+            else:
+                high = middle
+        return int(low)
+
+    def shifts_since_the_day(self) -> list[Record]:
+        """The last closing of a day and every shift record after it, in order."""
+        (day,) = self._db.conn.execute(
+            "SELECT coalesce(max(seq), 0) FROM journal"
+            " WHERE kind = 'shift' AND json_extract(body, '$.event') = 'day'"
+        ).fetchone()
+        rows = self._db.conn.execute(_RECORDS + " WHERE seq >= ? AND kind = 'shift' ORDER BY seq", (day,))
+        return [_record(row) for row in rows]
+
+    def days(self, limit: int) -> list[Record]:
+        """The last closings of days, the newest first."""
+        rows = self._db.conn.execute(
+            _RECORDS
+            + " WHERE kind = 'shift' AND json_extract(body, '$.event') = 'day' ORDER BY seq DESC LIMIT ?",
+            (limit,),
+        )
+        return [_record(row) for row in rows]
+
     def claims(self) -> Iterator[Claim]:
         """Of pruned authorizations, in the order of their sequences."""
         found = self._db.conn.execute(
@@ -395,6 +482,10 @@ def fsync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _words(kinds: Collection[Kind]) -> str:
+    return ", ".join(f"'{kind.value}'" for kind in kinds)
 
 
 def _record(row: tuple[int, bytes, str, str, bytes, bytes, bytes, bytes]) -> Record:

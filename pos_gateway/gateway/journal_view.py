@@ -355,6 +355,8 @@ _FIELDS: Final[dict[Kind, dict[str, type]]] = {
     Kind.CLOCK_CONFIRMATION: {"at_unix_ms": int, "high_water_unix_ms": int},
     Kind.SYNCHRONISATION: {"at_unix_ms": int, "ledger_unix_ms": int},
     Kind.EPOCH: {"epoch": str, "next_sequence": int, "until_sequence": int, "at_unix_ms": int},
+    Kind.STAFF_ACTION: {"action": str, "by": str, "at_unix_ms": int},
+    Kind.SHIFT: {"shift": str, "event": str, "by": str, "at_unix_ms": int},
     Kind.CHECKPOINT: {
         "sequence": int,
         "hash": str,
@@ -394,4 +396,8 @@ def about(kind: Kind, facts: Mapping[str, Any]) -> UUID | None:
         return UUID(facts["about"])
     if kind in (Kind.DECLINE, Kind.RENUNCIATION):
         return UUID(facts["sale_id"])
+    if kind is Kind.SHIFT:
+        return UUID(facts["shift"])
+    if kind is Kind.STAFF_ACTION and "about" in facts:
+        return UUID(facts["about"])
     return None

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 from uuid import UUID
@@ -63,6 +63,10 @@ class PaymentView:
     refunded_minor: int = 0
     voided: bool = False
     plan: Quote | None = None
+    lane: str = ""
+    """Where it is, or was, being taken; unknown after a restart."""
+    facts: Mapping[str, Any] | None = field(default=None, repr=False, compare=False)
+    """Of an approval that was just journalled."""
     online: bool = False
     """The ledger raised the ceiling for this tap."""
     doubtful: bool = False
@@ -79,6 +83,7 @@ class PaymentView:
             "step": self.step,
             "message": self.message,
             "token_last4": self.token_last4,
+            "lane": self.lane,
             "sequence": self.sequence,
             "refunded_minor": self.refunded_minor,
             "voided": self.voided,
@@ -233,7 +238,8 @@ class Lane:
                 self._cancelled.wait(_READER_RETRY_S)
                 continue
             if isinstance(outcome, Approved):
-                return PaymentView.of_authorization(outcome.record, self._till.station.currency)
+                view = PaymentView.of_authorization(outcome.record, self._till.station.currency)
+                return replace(view, lane=self.name, facts=outcome.record.facts())
             if isinstance(outcome, Declined):
                 return self._declined(payment, outcome)
             if outcome is not None:
@@ -296,6 +302,7 @@ class Lane:
             reason=reason,
             message=message,
             plan=payment.plan,
+            lane=self.name,
         )
 
 

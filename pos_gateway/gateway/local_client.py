@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import ssl
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 
-from pos_gateway.errors import Conflict, InvalidMessage, NotFound, PosGatewayError, Unavailable
-from pos_gateway.gateway.config import Home
+from pos_gateway.errors import (
+    Conflict,
+    InvalidMessage,
+    NotFound,
+    NotPermitted,
+    PosGatewayError,
+    Unavailable,
+)
+from pos_gateway.gateway.config import Home, load_settings
+from pos_gateway.gateway.page_tls import client_context
 from pos_gateway.records import parse_object
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=5, sock_read=60)
@@ -49,10 +59,11 @@ async def _request(
     home: Home, method: str, path: str, body: Mapping[str, Any] | None
 ) -> AsyncIterator[aiohttp.ClientResponse]:
     url = address(home) + path
+    tls = _tls(home) if url.startswith("https://") else True
     try:
         async with (
-            aiohttp.ClientSession(timeout=_TIMEOUT) as session,
-            session.request(method, url, json=body if method == "POST" else None) as response,
+            aiohttp.ClientSession(timeout=_TIMEOUT, headers=authorization(home)) as session,
+            session.request(method, url, json=body if method == "POST" else None, ssl=tls) as response,
         ):
             if response.status >= 400:
                 raise _error(response.status, await response.read())
@@ -77,6 +88,28 @@ def address(home: Home) -> str:
         ) from None
 
 
+def authorization(home: Home) -> dict[str, str]:
+    """The header that lets this machine's own programs in.
+
+    Raises:
+        Unavailable: the token's file cannot be read: it is for the gateway's own user.
+    """
+    try:
+        return {"Authorization": f"Bearer {home.api_token.read_text().strip()}"}
+    except FileNotFoundError:
+        return {}
+    except OSError as error:
+        raise Unavailable(
+            f"the gateway's token cannot be read: {error.strerror}",
+            advice="run this as the user that the gateway runs as",
+        ) from None
+
+
+def _tls(home: Home) -> ssl.SSLContext:
+    own = load_settings(home).http.certificate
+    return client_context(Path(own) if own else home.http_certificate)
+
+
 def _error(status: int, data: bytes) -> PosGatewayError:
     try:
         told = json.loads(data)["error"]
@@ -86,6 +119,8 @@ def _error(status: int, data: bytes) -> PosGatewayError:
     match status:
         case 400 | 413 | 415:
             return InvalidMessage(reason, advice=advice)
+        case 401 | 403 | 429:
+            return NotPermitted(reason, signed_in=status == 403, advice=advice)
         case 404:
             return NotFound(reason, advice=advice)
         case 409:

@@ -6,17 +6,18 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 from uuid import UUID
 
 from pos_gateway.authorization.reasons import Reason
 from pos_gateway.errors import Conflict, InvalidMessage, NotFound, Unavailable
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.lane import Lane, PaymentView, State, plan_of
+from pos_gateway.gateway.meanings import meaning_of
 from pos_gateway.gateway.till import Till
 from pos_gateway.instalments import Quote, quote, quotes
 from pos_gateway.money import MAX_AMOUNT_MINOR
-from pos_gateway.records import Kind, Record
+from pos_gateway.records import Kind, Record, Verdict
 
 _REMEMBERED: Final = 1000
 
@@ -142,6 +143,21 @@ class Payments:
         if view is None:
             raise NotFound("no payment is known under this id", advice="nothing was charged under it")
         return view
+
+    def on_its_way(self, payment_id: UUID) -> dict[str, Any]:
+        """Of an approved payment: since when it is stored here, and whether the ledger has it.
+
+        Raises:
+            NotFound: it was not approved here, or its record is pruned.
+        """
+        record = self._journal.get(payment_id)
+        verdict = self._journal.last_verdict(payment_id)
+        return {
+            "stored_at_unix_ms": record.facts()["at_unix_ms"],
+            "pending": verdict is None,
+            "verdict": verdict,
+            **meaning_of(record.kind, Verdict(verdict) if verdict else None).as_json(),
+        }
 
     def cancel(self, payment_id: UUID) -> PaymentView:
         """Ask for the payment's end; a card that has already answered may still approve it."""

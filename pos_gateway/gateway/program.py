@@ -18,33 +18,44 @@ from typing import Any, Final
 
 import structlog
 from aiohttp import web
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from pos_gateway.emv.authentication import CaPublicKey
 from pos_gateway.enrolment import CaKey, Enrolment
 from pos_gateway.errors import InvalidConfiguration, ReaderUnavailable, Unavailable
+from pos_gateway.gateway.access import Door, is_loopback
 from pos_gateway.gateway.api import LOOPBACK_NAMES, Parts, build_app
 from pos_gateway.gateway.carry import export_queue, read_letters, take_limits
 from pos_gateway.gateway.certificate import CertificateKeeper, TlsFile, TlsIdentity
 from pos_gateway.gateway.clock import confirm_clock
 from pos_gateway.gateway.config import Home, Settings, load_applications, load_settings
 from pos_gateway.gateway.daemon_thread import in_daemon_thread
+from pos_gateway.gateway.deeds import Deeds
 from pos_gateway.gateway.events import Event, Hub
 from pos_gateway.gateway.feed import SnapshotFeed
 from pos_gateway.gateway.fetcher import FolderRepository
+from pos_gateway.gateway.history import History
 from pos_gateway.gateway.identity import load_enrolment, load_identity
 from pos_gateway.gateway.issuer_line import IssuerLine, LedgerLine
 from pos_gateway.gateway.journal import Journal
 from pos_gateway.gateway.journal_view import Refusals
-from pos_gateway.gateway.lane import Lane, PaymentView
+from pos_gateway.gateway.lane import Lane, PaymentView, State
 from pos_gateway.gateway.ledger_client import LedgerClient
 from pos_gateway.gateway.line import connect_probe
 from pos_gateway.gateway.metrics import GatewayMetrics
 from pos_gateway.gateway.nexo.interface import PosInterface, open_pos_interface
+from pos_gateway.gateway.page_tls import self_signed, server_context
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.pruner import Pruner
 from pos_gateway.gateway.readers.models import load_models
 from pos_gateway.gateway.readers.source import Readers, ReaderSource
+from pos_gateway.gateway.receipts.contents import Shop
+from pos_gateway.gateway.receipts.desk import Desk, Issued
+from pos_gateway.gateway.receipts.proofs import LimitProofs
+from pos_gateway.gateway.sessions import Sessions
+from pos_gateway.gateway.shifts import Shifts
+from pos_gateway.gateway.staff import Staff, machine_token
 from pos_gateway.gateway.status import refused, status
 from pos_gateway.gateway.synchroniser import Line, Synchroniser, SynchroniserState
 from pos_gateway.gateway.till import Clock, Outcome, Station, Till
@@ -215,11 +226,16 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 pos.desk.payment_changed(view)
             hub.publish(Event("payment", view.as_json()))
             if view.state.final:
+                if view.state is State.APPROVED and view.facts is not None:
+                    proofs.keep_soon(view.id, view.facts)
                 status_changed()
                 if synchroniser.state.line is not Line.DOWN:
                     synchroniser.synchronise_now()
 
         payments = Payments(till, journal, changed, headroom_bytes=settings.journal.headroom_bytes)
+        proofs = stack.enter_context(contextlib.closing(LimitProofs(home.receipts, feed.current)))
+        issued = stack.enter_context(contextlib.closing(Issued(home.receipts)))
+        proofs.start()
         pos = await _open_pos(stack, home, settings, enrolment, payments, journal, synchroniser)
 
         def tell_status() -> dict[str, Any]:
@@ -275,11 +291,17 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
             )
             return {"record": str(record.id), **record.facts()}
 
-        host = settings.http.host
+        door = _door(home, settings)
+        history = History(home.journal)
         app = build_app(
             Parts(
                 payments=payments,
                 hub=hub,
+                door=door,
+                deeds=Deeds(journal, now_unix_ms),
+                shifts=await asyncio.to_thread(Shifts, journal, history, now_unix_ms),
+                history=history,
+                desk=make_desk(enrolment, settings, till, journal, feed, proofs, issued, key),
                 status=tell_status,
                 synchronise=synchroniser.synchronise_now,
                 fetch_limits=fetch_limits,
@@ -287,10 +309,12 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
                 carry_out=carry_out,
                 carry_in=carry_in,
                 metrics=metrics.expose,
-                host_names=(*LOOPBACK_NAMES, host),
+                line_is_down=lambda: synchroniser.state.line is Line.DOWN,
             )
         )
-        address = await _listen(stack, app, host, settings.http.port, "http")
+        address = await _listen(
+            stack, app, settings.http.host, settings.http.port, "http", _page_context(home, settings)
+        )
         if pos is not None:
             at = settings.nexo
             pos.files.address.write_text(
@@ -323,6 +347,77 @@ async def serve(home: Home, *, on_ready: Callable[[str], None], readers: ReaderS
         if synchronising in done:
             stopping.cancel()
             synchronising.result()
+
+
+def make_desk(
+    enrolment: Enrolment,
+    settings: Settings,
+    till: Till,
+    journal: Journal,
+    feed: SnapshotFeed,
+    proofs: LimitProofs,
+    issued: Issued,
+    key: Ed25519PrivateKey,
+) -> Desk:
+    """Where this gateway's receipts come from."""
+
+    def deadline_s() -> int | None:
+        limits = feed.current()
+        return limits.newest.policy.presentment_deadline_s if limits else None
+
+    return Desk(
+        Shop(
+            merchant_name=enrolment.merchant.name,
+            merchant_id=enrolment.merchant.id,
+            terminal_id=enrolment.terminal_id,
+            issuer=enrolment.issuer,
+            unit=currency(enrolment.currency),
+        ),
+        journal,
+        proofs,
+        issued,
+        gateway_key=key.public_key().public_bytes_raw(),
+        sign=key.sign,
+        standing=till.corrections.standing,
+        deadline_s=deadline_s,
+        printer=settings.printer.address,
+        columns=settings.printer.columns,
+    )
+
+
+def _door(home: Home, settings: Settings) -> Door:
+    staff, http = Staff(home.staff, home.setup_code, now_unix_ms), settings.http
+    staff.setup_code()  # so that there is one to be read
+    return Door(
+        staff=staff,
+        sessions=Sessions(idle_s=settings.staff.idle_lock_s, longest_s=settings.staff.session_s),
+        token=machine_token(home.api_token),
+        host_names=tuple(name.lower() for name in (*LOOPBACK_NAMES, http.host, *http.names)),
+        secure=_needs_tls(settings),
+    )
+
+
+def _needs_tls(settings: Settings) -> bool:
+    return not is_loopback(settings.http.host) or bool(settings.http.certificate)
+
+
+def page_certificate(home: Home, settings: Settings) -> Path | None:
+    """Which certificate the page shows; None without TLS."""
+    if not _needs_tls(settings):
+        return None
+    return Path(settings.http.certificate) if settings.http.certificate else home.http_certificate
+
+
+def _page_context(home: Home, settings: Settings) -> ssl.SSLContext | None:
+    certificate = page_certificate(home, settings)
+    if certificate is None:
+        return None
+    if not settings.http.certificate:
+        fingerprint = self_signed(
+            certificate, ("127.0.0.1", "localhost", settings.http.host, *settings.http.names)
+        )
+        _log.info("the page's own certificate", sha256=fingerprint)
+    return server_context(certificate)
 
 
 async def _open_pos(
@@ -374,7 +469,8 @@ async def _listen(
             f"cannot listen on {host} port {port}: {error.strerror}",
             advice=f"choose another [{section}] port in gateway.toml",
         ) from None
-    return f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}"
+    reached = "127.0.0.1" if host in ("0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+    return f"{'https' if tls else 'http'}://{reached}:{runner.addresses[0][1]}"
 
 
 async def _tell(news: asyncio.Event, hub: Hub, tell_status: Callable[[], dict[str, Any]]) -> None:

@@ -427,7 +427,7 @@ class Till:
         authentic = authenticate_card(
             card, self._ca_keys, now.date(), revoked, known_issuers=self._known_issuers
         )
-        known.last4 = authentic.last4
+        known.last4, known.aid = authentic.last4, card.aid
         known.token_key = token_key(self._token_key_secret, authentic.pan, authentic.psn)
 
         known.note = self._note(card, limits, known.token_key)
@@ -665,6 +665,7 @@ class Till:
         facts = self._facts(payment, known) | {
             "merchant_id": self.station.merchant_id,
             "merchant_category": self.station.merchant_category,
+            "aid": known.aid.hex(),
             "atc": cryptogram.atc,
             "ac": cryptogram.ac.hex(),
             "counter_before": approval.interval.before,
@@ -735,6 +736,7 @@ class _Known:
     """What has been learnt about the token so far."""
 
     last4: str | None = None
+    aid: bytes = b""
     token_key: bytes = b""
     limit_digest: bytes = b""
     snapshot_version: int = 0

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import os
+import random
 import re
 import signal
 import socket
@@ -47,6 +48,9 @@ _WAIT_S: Final = 30.0
 _SHARE_PERCENT: Final = 50
 _POLL_S: Final = 0.1
 _UNIT: Final = currency("CNY")
+_STAFF: Final = (("Lin", "owner", "730925"), ("Chen", "manager", "481516"), ("Mei", "cashier", "2846"))
+_MORNING_SEED: Final = 7
+_MORNING_TAPS: Final = 8
 
 
 class StoryFailed(PosGatewayError):
@@ -433,11 +437,24 @@ def _summary(story: Story) -> dict[str, Any]:
     }
 
 
+def _morning(story: Story, customer: Customer) -> None:
+    """So that the page has something to show: the same small sales every time."""
+    amounts = random.Random(_MORNING_SEED)
+    for _ in range(_MORNING_TAPS):
+        story.pay("A customer", f"{amounts.randrange(3, 60)}.{amounts.choice('0258')}0", customer)
+
+
 def keep_open(story: Story) -> None:
     """Until Ctrl-C, a customer with a fresh limit taps whenever the page asks for a card."""
     customer = story.issue("Ann", "2000.00")
     story.publish()
     story.synchronise()
+    for name, role, pin in _STAFF:
+        ask(story.home, "POST", "/v1/staff", {"name": name, "role": role, "pin": pin})
+    story.teller.chapter("The shop opens; sign in at its page and take a payment")
+    for name, role, pin in _STAFF:
+        story.teller.say(f"{name}, {role}: PIN {pin}")
+    _morning(story, customer)
 
     def on_event(event: dict[str, Any]) -> bool:
         if event.get("state") == "present_card":

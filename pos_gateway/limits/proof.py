@@ -45,6 +45,15 @@ _PLACE: Final = struct.Struct(">I")
 def prove(snapshot: Snapshot, token_key: bytes) -> bytes:
     """
     Raises:
+        NotFound, AuthenticationFailed, InvalidSnapshot: see `proof_parts`.
+    """
+    return b"".join(proof_parts(snapshot, token_key))
+
+
+def proof_parts(snapshot: Snapshot, token_key: bytes) -> list[bytes]:
+    """The same in parts, for whoever keeps many proofs: most of what they consist of they share.
+
+    Raises:
         NotFound: the snapshot has no record of this token.
         AuthenticationFailed, InvalidSnapshot: as `Snapshot.lookup`.
     """
@@ -66,7 +75,7 @@ def prove(snapshot: Snapshot, token_key: bytes) -> bytes:
         parts += hashes[first:place] + hashes[place + 1 : first + GROUP]
         hashes, place = group_hashes(hashes), place // GROUP
         if len(hashes) == 1:
-            return b"".join(parts)
+            return parts
 
 
 def verify_proof(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-import queue
 import shutil
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -14,56 +13,14 @@ from uuid import UUID, uuid4
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
-from pos_gateway.errors import InvalidMessage, ReaderUnavailable
-from pos_gateway.gateway.api import Parts, build_app
-from pos_gateway.gateway.events import Event, Hub
-from pos_gateway.gateway.fetcher import FolderRepository
-from pos_gateway.gateway.lane import Lane, PaymentView
+from pos_gateway.errors import ReaderUnavailable
 from pos_gateway.gateway.payments import Payments
-from pos_gateway.gateway.program import now_unix_ms
 from pos_gateway.gateway.readers.port import Indication
-from pos_gateway.gateway.status import status
-from pos_gateway.gateway.synchroniser import SynchroniserState
 from pos_gateway.instalments import Charge, Offer, quote
-from pos_gateway.lab.field import DirectChannel
+from pos_gateway.lab.counter import FieldReader, open_counter
 from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.virtual_card import SchemeCard, VirtualCard
-from pos_gateway.lab.vpcd import Card
 from pos_gateway.money import currency
-
-
-class FieldReader:
-    """A reader whose field is a queue: what is put in is presented, once."""
-
-    name = "field"
-
-    def __init__(self) -> None:
-        self.field: queue.Queue[Callable[[], DirectChannel] | Exception | None] = queue.Queue()
-        self.indications: list[Indication] = []
-
-    def present(self, card: Card, *, leaves_after: int | None = None) -> None:
-        self.field.put(lambda: DirectChannel(card, leaves_after=leaves_after))
-
-    def wait_for_card(self, timeout_s: float) -> DirectChannel | None:
-        try:
-            found = self.field.get(timeout=timeout_s)
-        except queue.Empty:
-            return None
-        if isinstance(found, Exception):
-            raise found
-        return found() if found else None
-
-    def wait_for_removal(self, timeout_s: float) -> bool:
-        return True
-
-    def interrupt(self) -> None:
-        self.field.put(None)
-
-    def indicate(self, indication: Indication) -> None:
-        self.indications.append(indication)
-
-    def close(self) -> None:
-        self.interrupt()
 
 
 class Counter:
@@ -95,44 +52,12 @@ class Counter:
 @pytest.fixture
 async def counter(tmp_path: Path, ledger_home: Path) -> AsyncIterator[Counter]:
     shutil.copytree(ledger_home, tmp_path / "ledger")
-    with Shop(tmp_path) as shop:
-        hub = Hub(asyncio.get_running_loop())
-
-        def changed(view: PaymentView) -> None:
-            hub.publish(Event("payment", view.as_json()))
-
-        payments = Payments(shop.till, shop.journal, changed)
-        reader = FieldReader()
-        lane = Lane("lane-1", reader, shop.till, card_timeout_s=5, show=payments.changed)
-        payments.add_lane(lane)
-        lane.start()
-
-        def tell() -> dict[str, Any]:
-            return status(
-                shop.enrolment,
-                shop.settings,
-                shop.journal,
-                shop.feed,
-                SynchroniserState(),
-                payments,
-                shop.till.singles,
-                now_unix_ms(),
-            )
-
-        def fetch(folder: Path) -> dict[str, Any]:
-            return {"changed": shop.feed.refresh(FolderRepository(folder))}
-
-        def confirm(time_unix_ms: int) -> dict[str, Any]:
-            raise InvalidMessage("before the enrolment", where="time_unix_ms")
-
-        async def carry_in(folder: Path) -> dict[str, Any]:
-            return await asyncio.to_thread(fetch, folder)
-
-        app = build_app(Parts(payments, hub, tell, lambda: None, fetch, confirm, fetch, carry_in))
-        async with TestClient(TestServer(app)) as client:
-            yield Counter(shop, reader, payments, client)
-            hub.close()
-        await asyncio.to_thread(lane.close)
+    async with (
+        open_counter(tmp_path, serve=False) as till,
+        TestClient(TestServer(till.app), headers=till.headers) as client,
+    ):
+        yield Counter(till.shop, till.reader, till.parts.payments, client)
+        till.parts.hub.close()
 
 
 @pytest.fixture
@@ -315,7 +240,7 @@ async def test_other_web_pages_are_kept_out(counter: Counter, headers: dict[str,
 
 
 async def test_the_page_and_its_parts_are_served_with_a_strict_policy(counter: Counter) -> None:
-    for path in ("/", "/static/till.js", "/static/till.css"):
+    for path in ("/", "/static/till.js", "/static/dashboard.css"):
         async with counter.client.get(path) as response:
             assert response.status == 200
             assert "default-src 'none'" in response.headers["Content-Security-Policy"]

@@ -26,6 +26,7 @@ from pos_gateway.errors import NotFound
 from pos_gateway.gateway.lane import Lane, PaymentView, State
 from pos_gateway.gateway.till import Approved, Declined, Outcome, Payment, TapAgain
 from pos_gateway.inquiry import NoteToWrite, OnlineAnswer
+from pos_gateway.lab.counter import FieldReader
 from pos_gateway.lab.direct_line import Mishap
 from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.forged_card import with_another_icc_key
@@ -38,7 +39,6 @@ from pos_gateway.limits.record import LimitRecord, token_key
 from pos_gateway.limits.single import SINGLE_BYTES, SingleLimit, read_single
 from pos_gateway.limits.single import Kind as SingleKind
 from pos_gateway.records import Kind, Record
-from tests.gateway.test_api import FieldReader
 from tests.gateway.test_till import Clock
 
 LIMIT_MINOR = 30_000

@@ -20,7 +20,7 @@ from pos_gateway.errors import AuthenticationFailed, PosGatewayError, Unavailabl
 from pos_gateway.gateway.config import Home
 from pos_gateway.gateway.identity import Enrolled, load_enrolment, load_identity, store_enrolment
 from pos_gateway.gateway.journal import JournalReader
-from pos_gateway.gateway.local_client import address
+from pos_gateway.gateway.local_client import address, authorization
 from pos_gateway.lab.faults.servers import GatewayOfItsOwn, Server, start_gateway, start_ledger
 from pos_gateway.lab.faults.shim import WrongClock
 from pos_gateway.lab.shop import Shop
@@ -138,7 +138,7 @@ def asked(home: Home, method: str, path: str, body: dict[str, Any] | None = None
     host = address(home).partition("://")[2]
     connection = http.client.HTTPConnection(host, timeout=_ANSWER_TIMEOUT_S)
     try:
-        headers = {"Content-Type": "application/json"}
+        headers = {"Content-Type": "application/json", **authorization(home)}
         connection.request(method, path, json.dumps(body) if body is not None else None, headers)
         answer = json.loads(connection.getresponse().read())
     except (OSError, http.client.HTTPException, ValueError):

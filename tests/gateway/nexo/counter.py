@@ -16,8 +16,8 @@ from pos_gateway.gateway.nexo import wire
 from pos_gateway.gateway.nexo.interface import PosInterface, open_pos_interface
 from pos_gateway.gateway.payments import Payments
 from pos_gateway.gateway.program import now_unix_ms
+from pos_gateway.lab.counter import FieldReader
 from pos_gateway.lab.shop import Shop
-from tests.gateway.test_api import FieldReader
 
 SETTINGS = Nexo(
     enabled=True,

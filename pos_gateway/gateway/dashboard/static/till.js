@@ -1,179 +1,172 @@
-// The till page: draws what /v1/events tells. Everything is set as text, never as markup.
+// The till: an amount, a tap, a result, the next customer.
 "use strict";
 
-const at = (id) => document.getElementById(id);
 const WORDS = {
-  present_card: ["◎", "Present card", "Waiting for a card or phone at the reader."],
-  processing: ["…", "Processing", "Keep the card at the reader."],
-  tap_again: ["↻", "Tap again", "The card was taken away too early. Nothing was charged; tap the same card again."],
-  remove_card: ["↑", "Remove card", "Take the last card away first."],
-  reader_missing: ["!", "Reader missing", "Check the reader's cable."],
-  approved: ["✓", "Approved", "Recorded on this till. The merchant will be paid."],
-  declined: ["✕", "Declined", ""],
-  cancelled: ["–", "Cancelled", "Nothing was charged."],
-  failed: ["!", "Not approved", ""],
+  idle: ["○", say("Ready"), say("Enter an amount to take a payment.")],
+  present_card: ["◎", say("Present card"), say("Hold the card or phone at the reader.")],
+  processing: ["…", say("Processing"), say("Keep the card at the reader.")],
+  tap_again: ["↻", say("Tap again"), say("The card was taken away too early. Nothing was charged; tap the same card again.")],
+  remove_card: ["↑", say("Remove card"), say("Take the last card away first.")],
+  reader_missing: ["!", say("Reader missing"), say("Check the reader's cable.")],
+  approved: ["✓", say("Approved"), say("Recorded on this till. You will be paid.")],
+  declined: ["✕", say("Declined"), ""],
+  cancelled: ["–", say("Cancelled"), say("Nothing was charged.")],
+  failed: ["!", say("Not approved"), ""],
 };
-const FRESHNESS = { fresh: "Fresh", stale: "Getting old", expired: "Expired", not_yet_valid: "Not yet valid" };
-let status = null;
-let current = null;
+const lanes = new Map();
+let lane = "", drawn = "";
+const mine = () => lanes.get(lane) || null;
 
-function uuid7() {
-  const bytes = crypto.getRandomValues(new Uint8Array(16));
-  let now = Date.now();
-  for (let i = 5; i >= 0; i--) { bytes[i] = now % 256; now = Math.floor(now / 256); }
-  bytes[6] = 0x70 | (bytes[6] & 0x0f);
-  bytes[8] = 0x80 | (bytes[8] & 0x3f);
-  const hex = Array.from(bytes, (b) => b.toString(16).padStart(2, "0")).join("");
-  return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-${hex.slice(12, 16)}-${hex.slice(16, 20)}-${hex.slice(20)}`;
-}
-
-function ago(unixMs) {
-  const s = Math.max(0, Math.round((Date.now() - unixMs) / 1000));
-  if (s < 90) return `${s} s`;
-  if (s < 5400) return `${Math.round(s / 60)} min`;
-  if (s < 129600) return `${Math.round(s / 3600)} h`;
-  return `${Math.round(s / 86400)} days`;
-}
-
-function drawPayment(payment) {
-  current = payment;
-  const [icon, word, sentence] = WORDS[payment.state];
-  at("payment").dataset.state = payment.state;
-  at("amount").textContent = payment.amount;
-  at("icon").textContent = icon;
-  at("word").textContent = word;
-  at("sentence").textContent = payment.final && payment.english ? payment.english : sentence || payment.message;
-  at("cancel").hidden = payment.final;
-  at("start").disabled = !payment.final;
-}
-
-function showIdle() {
-  at("payment").dataset.state = "idle";
-  at("amount").textContent = "–";
-  at("icon").textContent = "○";
-  at("word").textContent = "Ready";
-}
-
-function drawStatus(next) {
-  status = next;
-  at("merchant").textContent = `${next.merchant.name} · ${next.terminal_id}`;
-  at("order-currency").textContent = next.currency;
-  const line = at("line");
-  line.className = `chip ${next.line.up ? "up" : next.line.up === false ? "down" : "unknown"}`;
-  line.textContent = next.line.up ? "Line to the ledger is up"
-    : next.line.up === false ? "Off the network – taps still work" : "Line not tried yet";
-  drawAges();
-  at("queue-amount").textContent = next.queue.amount;
-  const bar = at("queue-bar");
-  bar.style.width = `${Math.min(100, next.queue.share_of_cap_percent)}%`;
-  bar.className = next.queue.share_of_cap_percent > 80 ? "near" : "";
-  at("refused-card").hidden = next.refused.length === 0;
-  at("refused").replaceChildren(...next.refused.map((refusal) => {
-    const item = document.createElement("li");
-    const chinese = document.createElement("span");
-    chinese.lang = "zh";
-    chinese.textContent = refusal.meaning.chinese;
-    item.append(`${refusal.amount} · ${refusal.kind} · ${new Date(refusal.at_unix_ms).toLocaleString()}: `
-      + `${refusal.meaning.english} `, chinese, ` (${refusal.reason})`);
-    return item;
+function drawLanes(status) {
+  for (const name of [...lanes.keys()]) if (!status.lanes.some((l) => l.name === name)) lanes.delete(name);
+  if (status.lanes.length && !status.lanes.some((l) => l.name === lane)) lane = status.lanes[0].name;
+  at("lanes").hidden = status.lanes.length < 2;
+  const shape = JSON.stringify([lane, status.lanes, [...lanes].map(([n, p]) => [n, p && p.state])]);
+  if (shape === drawn) return;
+  drawn = shape;
+  at("lanes").replaceChildren(...status.lanes.map((one) => {
+    const button = document.createElement("button"), payment = lanes.get(one.name);
+    button.type = "button";
+    button.textContent = `${payment ? WORDS[payment.state][0] : "○"} ${one.name} · ${one.reader}`;
+    button.setAttribute("aria-pressed", String(one.name === lane));
+    button.addEventListener("click", () => { lane = one.name; draw(); drawLanes(live.status); });
+    return button;
   }));
-  at("readers").replaceChildren(...(next.lanes.length ? next.lanes : [null]).map((lane) => {
-    const item = document.createElement("li");
-    item.textContent = lane ? `${lane.busy ? "●" : "○"} ${lane.reader}` : "No reader is connected.";
-    return item;
-  }));
-  at("recent").replaceChildren(...next.recent.map((payment) => {
-    const row = document.createElement("tr");
-    const cells = [
-      new Date(payment.at_unix_ms).toLocaleTimeString(), payment.amount,
-      payment.token_last4 ? `•••• ${payment.token_last4}` : "–", payment.result, payment.ledger,
-    ];
-    for (const text of cells) row.insertCell().textContent = text;
-    if (payment.meaning) row.cells[4].title = `${payment.meaning.english} ${payment.meaning.chinese}`;
-    row.cells[3].className = payment.approved ? "approved" : "declined";
-    return row;
-  }));
-  at("recent-empty").hidden = next.recent.length > 0;
 }
 
-const BOUNDS = {
-  unsynchronised_count: "the number of payments that may wait",
-  unsynchronised_amount: "the amount that may wait",
-  unsynchronised_age: "how long the oldest payment may wait",
-  limits_stale: "limits to be refreshed; then smaller taps only",
-  limits_expire: "the end of the limits here",
-  no_limits: "no valid limits are here",
-  clock: "the clock is not trusted",
-};
-
-function forecastSentence(forecast) {
-  const bound = BOUNDS[forecast.first] || forecast.first;
-  if (forecast.stopped) return `Without a line nothing more can be approved: ${bound}.`;
-  const at = forecast.first_at_unix_ms
-    ? `, about ${new Date(forecast.first_at_unix_ms).toLocaleString()}` : "";
-  return `Without a line: ${forecast.amount_left} more, one tap up to ${forecast.per_tap_cap}. `
-    + `First comes ${bound}${at}.`;
-}
-
-function drawAges() {
-  if (!status) return;
-  const { queue, snapshot } = status;
-  at("queue-text").textContent = queue.count === 0 ? "Everything has reached the ledger."
-    : `${queue.count} payment${queue.count === 1 ? "" : "s"}, the oldest ${ago(queue.oldest_at_unix_ms)} old. `
-      + `Up to ${queue.cap} can wait.`;
-  const { synchronisation, deadline } = status;
-  const slow = synchronisation.running && synchronisation.left_s !== null && synchronisation.remaining > 0;
-  at("queue-progress").hidden = !slow;
-  at("queue-progress").textContent = slow ? `${synchronisation.presented} presented, ${synchronisation.remaining} left, `
-    + `${synchronisation.per_s} a second, about ${synchronisation.left_s} s to go.` : "";
-  at("deadline").hidden = deadline.urgency === "fine";
-  at("deadline").textContent = `${deadline.english} ${deadline.chinese}`;
-  at("forecast-text").textContent = forecastSentence(status.forecast);
-  at("limits-word").textContent = snapshot ? FRESHNESS[snapshot.freshness] : "None";
-  at("limits-text").textContent = snapshot
-    ? `Version ${snapshot.version}, ${snapshot.count} cards, ${ago(snapshot.valid_from_unix_s * 1000)} old; `
-      + `good until ${new Date(snapshot.valid_until_unix_s * 1000).toLocaleString()}.`
-    : "Nothing can be approved until limits have been fetched.";
-  at("limits-error").hidden = !status.snapshot_problem;
-  at("limits-error").textContent = status.snapshot_problem;
-}
-
-async function post(path, body) {
-  const response = await fetch(path, {
-    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+function facts(payment) {
+  const rows = [];
+  if (payment.token_last4) rows.push([say("Card"), `•••• ${payment.token_last4}`]);
+  if (payment.sequence) rows.push([say("Approval"), String(payment.sequence % 1000000).padStart(6, "0")]);
+  if (payment.plan) rows.push([say("Instalments"), `${payment.plan.periods} × ${payment.plan.instalments[0].total}`]);
+  return rows.flatMap(([name, value]) => {
+    const term = document.createElement("dt"), text = document.createElement("dd");
+    term.textContent = name; text.textContent = value;
+    return [term, text];
   });
-  const answer = await response.json();
-  if (!response.ok) throw new Error(`${answer.error.reason}${answer.error.advice ? ` – ${answer.error.advice}` : ""}`);
-  return answer;
 }
 
-function minorUnits(text, exponent) {
-  const match = /^(\d{1,10})(?:\.(\d+))?$/.exec(text.trim());
-  const decimals = match && (match[2] || "");
-  if (!match || decimals.length > exponent) return null;
-  return Number(match[1] + decimals.padEnd(exponent, "0"));
+function draw() {
+  const payment = mine(), state = payment ? payment.state : "idle";
+  const [icon, word, sentence] = WORDS[state];
+  const changed = at("till").dataset.state !== state;
+  at("till").dataset.state = state;
+  at("result-icon").textContent = icon;
+  at("result-word").textContent = word;
+  at("result-amount").textContent = payment ? payment.amount : "";
+  const told = payment && payment.final && payment.english ? (DATA.language === "zh" ? payment.chinese : payment.english) : "";
+  at("result-sentence").textContent = told || sentence || (payment ? payment.message : "");
+  at("result-facts").replaceChildren(...(payment && payment.final ? facts(payment) : []));
+  const final = Boolean(payment && payment.final), journalled = state === "approved" || state === "declined";
+  at("next").hidden = !final;
+  at("cancel").hidden = !payment || final;
+  at("receipt").hidden = !journalled;
+  if (journalled) at("receipt").href = `/transactions/${payment.id}/receipt?copy=customer`;
+  if (at("print")) at("print").hidden = !journalled;
+  at("start").disabled = Boolean(payment && !final);
+  if (changed && final) at("next").focus();
+  if (changed && state === "idle") at("amount").focus();
 }
+
+watch((payments, status) => {
+  for (const payment of payments) {
+    // A payment cleared here stays cleared; a new one on the lane is shown whoever began it.
+    const shown = lanes.get(payment.lane);
+    if (payment.lane && !(cleared.has(payment.id) && payment.final) && !(shown && shown.id === payment.id && shown.final && !payment.final))
+      lanes.set(payment.lane, payment);
+  }
+  if (status) drawLanes(status);
+  draw();
+});
+const cleared = new Set();
+
+// Instalments
+let quoted = 0;
+async function quotes() {
+  const amount = minorUnits(at("amount").value), asked = ++quoted;
+  if (!amount) { at("plans").hidden = true; at("plan-list").replaceChildren(); return; }
+  let offers = [];
+  try {
+    const response = await fetch(`/v1/offers?amount_minor=${amount}`);
+    if (response.ok) offers = (await response.json()).offers;
+  } catch { /* paid in full then */ }
+  if (asked !== quoted) return;
+  at("plans").hidden = offers.length === 0;
+  const choices = [[null, say("In full"), money(amount)]].concat(offers.map((plan) => [
+    plan,
+    `${plan.periods} × ${plan.instalments[0].total}`,
+    say("total {total}, fees {fees}, annual rate (APR) {rate} %", {
+      total: money(plan.total_minor), fees: money(plan.fee_minor), rate: (plan.annual_percentage_rate_ppm / 10000).toFixed(2),
+    }),
+  ]));
+  at("plan-list").replaceChildren(...choices.map(([plan, title, terms], index) => {
+    const label = document.createElement("label"), input = document.createElement("input");
+    const text = document.createElement("span"), strong = document.createElement("strong"), small = document.createElement("small");
+    label.className = "plan"; input.type = "radio"; input.name = "plan"; input.checked = index === 0;
+    if (plan) { input.dataset.offer = plan.offer; input.dataset.periods = plan.periods; }
+    strong.textContent = title; small.textContent = terms;
+    text.append(strong, small); label.append(input, text);
+    return label;
+  }));
+}
+let typing = 0;
+at("amount").addEventListener("input", () => {
+  at("amount-problem").textContent = "";
+  clearTimeout(typing);
+  typing = setTimeout(quotes, 250);
+});
+
+document.querySelector(".keys").addEventListener("click", (event) => {
+  const key = event.target.dataset.key, field = at("amount");
+  if (!key) return;
+  if (key === "back") field.value = field.value.slice(0, -1);
+  else if (key !== "." || !field.value.includes(".")) {
+    const next = field.value + key;
+    if (minorUnits(next === "." ? "0." : next) !== null) field.value = next === "." ? "0." : next;
+  }
+  field.dispatchEvent(new Event("input"));
+});
 
 at("order").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const amount_minor = minorUnits(at("order-amount").value, status.currency_exponent);
+  const payment = mine();
+  if (payment && !payment.final) return;
+  const amount_minor = minorUnits(at("amount").value);
+  if (!amount_minor) { at("amount-problem").textContent = say("Write the amount like 19.30."); return; }
+  const order = { id: uuid7(), amount_minor, currency: DATA.currency };
+  if (lane) order.lane = lane;
+  const chosen = document.querySelector("#plan-list input:checked");
+  if (chosen && chosen.dataset.offer) order.plan = { offer: chosen.dataset.offer, periods: Number(chosen.dataset.periods) };
+  at("start").disabled = true;
   try {
-    if (!amount_minor) throw new Error("Write the amount like 19.30.");
-    drawPayment(await post("/v1/payments", { id: uuid7(), amount_minor, currency: status.currency }));
-    at("order-amount").value = "";
-  } catch (error) {
-    if (!current || current.final) showIdle();
-    at("sentence").textContent = error.message;
+    const begun = await post("/v1/payments", order);
+    lane = begun.lane || lane;
+    const shown = lanes.get(lane);
+    if (!(shown && shown.id === begun.id)) lanes.set(lane, begun);
+    at("amount").value = ""; quotes();
+  } catch (error) { at("amount-problem").textContent = error.message; }
+  draw();
+});
+
+function next() {
+  const payment = mine();
+  if (!payment || !payment.final) return;
+  cleared.add(payment.id);
+  if (cleared.size > 50) cleared.delete(cleared.values().next().value);
+  lanes.delete(lane);
+  draw();
+}
+at("next").addEventListener("click", next);
+at("cancel").addEventListener("click", () => { const p = mine(); if (p) post(`/v1/payments/${p.id}/cancel`).catch((e) => toast(e.message)); });
+if (at("print")) at("print").addEventListener("click", () => post(`/v1/payments/${mine().id}/print`, { copy: "customer", language: DATA.language }).then(() => toast(say("Printed.")), (e) => toast(e.message)));
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  const payment = mine();
+  if (event.key === "Escape" && payment) { if (payment.final) next(); else at("cancel").click(); }
+  else if (/^[0-9.]$/.test(event.key) && !["INPUT", "SELECT"].includes(event.target.tagName)) {
+    if (payment && payment.final) next();
+    if (!mine()) { at("amount").focus(); }
   }
 });
-at("cancel").addEventListener("click", () => current && post(`/v1/payments/${current.id}/cancel`, {}));
-at("synchronise").addEventListener("click", () => post("/v1/synchronise", {}));
-
-const events = new EventSource("/v1/events");
-events.addEventListener("payment", (event) => drawPayment(JSON.parse(event.data)));
-events.addEventListener("status", (event) => drawStatus(JSON.parse(event.data)));
-events.addEventListener("error", () => {
-  at("line").className = "chip lost";
-  at("line").textContent = "This page lost its gateway – retrying";
-});
-setInterval(drawAges, 1000);
+draw();
