@@ -19,6 +19,7 @@ from pos_gateway.cli import main as cli
 from pos_gateway.errors import AuthenticationFailed, InvalidMessage, NotFound, Unavailable
 from pos_gateway.gateway.carry import export_queue, read_letters, take_letter
 from pos_gateway.gateway.till import Approved
+from pos_gateway.lab.faults.site import Customer, Site, copied
 from pos_gateway.lab.field import DirectChannel
 from pos_gateway.lab.shop import Shop
 from pos_gateway.lab.virtual_card import VirtualCard
@@ -308,3 +309,25 @@ def test_limits_on_a_stick_are_copied_once(shop: Shop, stick: Path) -> None:
     pay(shop, 1)
     assert write_limits(shop.ledger, stick) > 0
     assert write_limits(shop.ledger, stick) == 0
+
+
+def test_a_running_gateway_carries_too(tmp_path: Path, ledger_home: Path, stick: Path) -> None:
+    """The real program, by its local API, while a customer pays."""
+    with Site(copied(ledger_home, tmp_path / "site")) as site, Customer(site) as customer:
+        site.start_gateway()
+        customer.wait_for(3)
+        customer.stop()
+        sent = site.ask("POST", "/v1/carry/export", {"folder": str(stick)})
+        assert sent["records"] == len(customer.approved)
+        with Ledger.open(site.ledger_home) as ledger:
+            [queue] = take_queues(ledger, stick)
+            assert queue.verdicts == {"posted": len(customer.approved)}
+            write_limits(ledger, stick)
+            write_letters(ledger, stick, [queue.gateway_id])
+        brought = site.ask("POST", "/v1/carry/import", {"folder": str(stick)})
+        assert brought["journalled"] == len(customer.approved)
+        assert brought["limits"]["problem"] == ""
+        assert site.ask("GET", "/v1/status")["queue"]["count"] == 0
+        refused = site.ask("POST", "/v1/carry/import", {"folder": str(tmp_path)})
+        assert refused["error"]["code"] == "NotFound"
+        site.stop()
