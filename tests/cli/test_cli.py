@@ -273,7 +273,8 @@ def test_money_limits_and_suspension_on_the_command_line(run: Run, tmp_path: Pat
     assert run("ledger", "conflict", "list", "--home", home) == (0, {"conflicts": []})
     assert run("ledger", "conflict", "export", "x", "--home", home)[0] == 3
     assert run("ledger", "snapshot", "urgent", "--home", home) == (0, {"version": None})
-    assert run("ledger", "gateway", "suspend", "gw-none", "--home", home)[0] == 4
+    suspended = run("ledger", "gateway", "suspend", "gw-none", "--reason", "lost", "--home", home)
+    assert suspended[0] == 7
     (tmp_path / "none.conflict").write_text("{}")
     assert run("conflict", "verify", tmp_path / "none.conflict")[0] == 3
     assert run("conflict", "verify", tmp_path / "missing")[0] == 7
