@@ -26,7 +26,7 @@ from pos_gateway.ledger.use import UsePolicy, ceiling_for
 from pos_gateway.limits.header import SnapshotTerms
 from pos_gateway.limits.record import LimitRecord
 
-STRETCH: Final = 10_000
+STRETCH: Final = 5_000
 """So many accounts are held together: for part of a second."""
 
 STATUS: Final = {status.value: status.on_record for status in TokenStatus}
