@@ -190,7 +190,12 @@ def test_a_gateway_is_suspended_reinstated_and_revoked(site: Site, run: Run, say
     assert (code, shown["status"]) == (0, "suspended")
     _, view = run("payment", "start", "1.00", "--home", site.home.path)
     assert view["state"] == "approved", "a till that cannot know goes on within its limits"
-    told(site, run, "suspended by the issuer")
+    site.drain()
+    _, answer = run("ledger", "review", "list", *ledger)
+    assert [review["gateway_id"] for review in answer["reviews"]] == [gateway_id], "held, not posted"
+    _, answer = run("doctor", "--home", site.home.path)
+    finding = {f["name"]: f for f in answer["findings"]}
+    assert (finding["ledger"]["health"], "suspended" in finding["ledger"]["text"]) == ("warn", True)
     code, shown = run("ledger", "gateway", "reinstate", gateway_id, "--reason", "looked into", *ledger)
     assert (code, shown["status"]) == (0, "active")
     site.drain()
