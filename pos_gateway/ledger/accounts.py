@@ -22,6 +22,7 @@ from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
 from pos_gateway.ledger.balance import Balance
 from pos_gateway.ledger.bulk import among, among_both, beside
+from pos_gateway.ledger.credit.calendar import Cycle, day_of, zone
 from pos_gateway.ledger.reserve import CounterLine, Interval, Publication, check_invariant, measure
 from pos_gateway.limits.record import Status
 
@@ -179,10 +180,13 @@ def open_account(
     currency: str,
     limit_minor: int,
     now_unix_ms: int,
+    time_zone: str,
+    closing_day: int,
 ) -> None:
-    """
+    """`closing_day` of each month its bills close, at the day's end in `time_zone`.
+
     Raises:
-        InvalidInput: a negative limit, or an id or name of the wrong length.
+        InvalidInput: a negative limit, no such day or zone, or an id or name of the wrong length.
         Conflict: the id is taken.
     """
     if not 1 <= len(account_id) <= 32 or not account_id.isprintable():
@@ -191,6 +195,7 @@ def open_account(
         raise InvalidInput("a holder's name has 1 to 120 characters", where="holder")
     if limit_minor < 0:
         raise InvalidInput("a limit cannot be negative", where="limit")
+    opened = day_of(now_unix_ms, zone(time_zone))
     if connection.execute(sa.select(store.accounts.c.id).filter_by(id=account_id)).first():
         raise Conflict(f"account {account_id} exists already")
     connection.execute(
@@ -202,6 +207,10 @@ def open_account(
             target_line_minor=limit_minor,
             outstanding_minor=0,
             opened_unix_ms=now_unix_ms,
+            time_zone=time_zone,
+            closing_day=closing_day,
+            last_closing=opened.toordinal() - 1,
+            next_closing=Cycle(closing_day, 1).closing_on_or_after(opened).toordinal(),
         )
     )
 

@@ -51,6 +51,7 @@ from pos_gateway.errors import (
     NotFound,
     Unavailable,
 )
+from pos_gateway.instalments import MAX_CLASS
 from pos_gateway.ledger import (
     accounts,
     admission,
@@ -368,12 +369,22 @@ class Ledger:
         with self._database.write() as connection:
             _add_policy(connection, policy, self.now_unix_ms())
 
-    def open_account(self, *, holder: str, limit_minor: int, account_id: str | None = None) -> Account:
-        """
+    def open_account(
+        self,
+        *,
+        holder: str,
+        limit_minor: int,
+        account_id: str | None = None,
+        time_zone: str | None = None,
+        closing_day: int | None = None,
+    ) -> Account:
+        """`time_zone` and `closing_day` are the policy's if not said.
+
         Raises:
             InvalidInput, Conflict: see `accounts.open_account`.
         """
         account_id = account_id or accounts.new_id("acc")
+        terms = self.policy.credit
         with self._database.write() as connection:
             accounts.open_account(
                 connection,
@@ -382,6 +393,8 @@ class Ledger:
                 currency=self.currency.code,
                 limit_minor=limit_minor,
                 now_unix_ms=self.now_unix_ms(),
+                time_zone=time_zone or terms.time_zone,
+                closing_day=terms.closing_day if closing_day is None else closing_day,
             )
         return self.account(account_id)
 
@@ -407,6 +420,7 @@ class Ledger:
         per_tap_cap_minor: int | None = None,
         expires: date | None = None,
         assurance: int = 1,
+        instalment_class: int = 0,
         holder_verified_on_device: bool = False,
         icc_key: rsa.RSAPrivateKey | None = None,
     ) -> IssuedToken:
@@ -423,6 +437,8 @@ class Ledger:
             raise InvalidInput("must be 1 to 4294967295 minor units", where="per-tap cap")
         if not 0 <= assurance <= 0xFF:
             raise InvalidInput("must be 0 to 255", where="assurance")
+        if not 0 <= instalment_class <= MAX_CLASS:
+            raise InvalidInput(f"must be 0 to {MAX_CLASS}", where="instalment class")
         expires = end_of_month(expires or _years_on(today, _CARD_LIFE_YEARS))
         if not today < expires <= self.identity.issuer_expires:
             raise InvalidInput(
@@ -464,6 +480,7 @@ class Ledger:
                     status=TokenStatus.ACTIVE.value,
                     per_tap_cap_minor=cap_minor,
                     assurance=assurance,
+                    instalment_class=instalment_class,
                     highest_counter=profile.start_counter,
                     record_sequence=0,
                     issued_unix_ms=self.now_unix_ms(),

@@ -524,6 +524,7 @@ def _decide_account(
             sequence=line.row.record_sequence,
             status=line.status.on_record,
             assurance=line.row.assurance,
+            instalment_class=line.row.instalment_class,
         )
         if line.row.record_version == 0 or record != _record(line.row):
             record = record._replace(sequence=line.row.last_sequence + 1)
@@ -565,6 +566,7 @@ _CHANGE: Final = (
                 "record_per_tap_cap_minor",
                 "record_status",
                 "record_assurance",
+                "record_instalment_class",
                 "last_sequence",
             )
         }
@@ -582,6 +584,7 @@ def _change(line: TokenLine, record: LimitRecord, version: int) -> dict[str, obj
         "record_per_tap_cap_minor": record.per_tap_cap_minor,
         "record_status": line.status.value,
         "record_assurance": record.assurance,
+        "record_instalment_class": record.instalment_class,
     }
 
 
@@ -594,6 +597,7 @@ def _record(row: Any) -> LimitRecord:
         sequence=row.record_sequence,
         status=TokenStatus(row.record_status).on_record,
         assurance=row.record_assurance,
+        instalment_class=row.record_instalment_class,
     )
 
 

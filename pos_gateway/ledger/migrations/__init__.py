@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 from pos_gateway.errors import InvalidConfiguration
 
-HEAD: Final = "0006"
+HEAD: Final = "0007"
 """The version this program works with."""
 
 NAMES: Final = {
