@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
@@ -55,7 +56,12 @@ def newest_policy(connection: sa.Connection) -> tuple[int, Policy]:
     columns = store.policies.c
     newest = sa.select(columns.version, columns.body).order_by(columns.version.desc()).limit(1)
     version, body = connection.execute(newest).one()
-    return int(version), Policy.model_validate_json(body)
+    return int(version), _policy(body)
+
+
+@lru_cache(maxsize=8)
+def _policy(body: str) -> Policy:
+    return Policy.model_validate_json(body)
 
 
 def start_cycles(
@@ -141,9 +147,8 @@ def close_batch(
     }
 
     def run(statement: str) -> None:
-        text = sa.text(statement)
-        used = {name: parameters[name] for name in text.compile().params}
-        connection.execute(text, used)
+        text, names = _prepared(statement)
+        connection.execute(text, {name: parameters[name] for name in names})
 
     for table, columns in _SCRATCH.items():
         if not postgresql:
@@ -208,6 +213,13 @@ def close_batch(
         )
     )
     return int(count), list(over.scalars())
+
+
+@lru_cache(maxsize=128)
+def _prepared(statement: str) -> tuple[sa.TextClause, tuple[str, ...]]:
+    """With the names of its parameters."""
+    text = sa.text(statement)
+    return text, tuple(text.compile().params)
 
 
 _SCRATCH: Final = {

@@ -168,12 +168,6 @@ class Policy(BaseModel):
     @model_validator(mode="after")
     def _credit_within_its_caps(self) -> Policy:
         zone(self.credit.time_zone)
-        for offer in self.offers:
-            for periods in offer.periods:
-                sample = schedule(offer, _SAMPLE_MINOR, periods)
-                rate = rate_per_period(_SAMPLE_MINOR, [i.total_minor for i in sample]) * PERIODS_A_YEAR
-                if rate * 1_000_000 > self.credit.annual_cost_cap_ppm:
-                    raise ValueError(f"offer {offer.id} costs more a year than the cap, in {periods} periods")
         known = {offer.id for offer in self.offers}
         for name, scene in self.credit.scenes.items():
             if odd := sorted(set(scene.offers) - known):
@@ -192,6 +186,20 @@ class Policy(BaseModel):
             presentment_deadline_s=self.presentment_deadline_s,
             clock_tolerance_s=self.clock_tolerance_s,
         )
+
+
+def check_costs(policy: Policy) -> None:
+    """
+    Raises:
+        InvalidInput: an offer costs more a year than the policy's own cap.
+    """
+    for offer in policy.offers:
+        for periods in offer.periods:
+            shares = schedule(offer, _SAMPLE_MINOR, periods)
+            rate = rate_per_period(_SAMPLE_MINOR, [share.total_minor for share in shares]) * PERIODS_A_YEAR
+            if rate * 1_000_000 > policy.credit.annual_cost_cap_ppm:
+                why = f"costs more a year than the policy's cap, in {periods} periods"
+                raise InvalidInput(why, where=f"offer {offer.id}")
 
 
 def policy_in_force(connection: sa.Connection) -> Policy:

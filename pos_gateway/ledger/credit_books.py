@@ -341,7 +341,8 @@ class Desk:
             return 0
         uncleared_minor = vault_uncleared_minor(self.connection, self.account.id)
         available_minor = self.account.balance.vault_minor - uncleared_minor
-        left_minor, taken = max(available_minor, 0), {}
+        left_minor = max(available_minor, 0)
+        taken: dict[str, int] = {}
         for row in sorted(self._rows(), key=lambda row: (row.due_on or 0, row.id)):
             overdue = row.due_on is not None and row.due_on < self.day.toordinal() and not row.revolves
             if overdue and row.book == RECEIVABLE and left_minor:
@@ -474,7 +475,7 @@ class Desk:
             store.accounts.update().filter_by(id=self.account.id).values(written_off_minor=amount_minor)
         )
 
-    def _plan_row(self, plan_id: uuid.UUID) -> sa.Row[Any] | None:
+    def _plan_row(self, plan_id: uuid.UUID) -> Any:
         query = sa.select(store.plans).filter_by(account_id=self.account.id, id=plan_id)
         return self.connection.execute(query).first()
 

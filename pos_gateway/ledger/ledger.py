@@ -70,8 +70,9 @@ from pos_gateway.ledger.authority import Presented, nearly_over
 from pos_gateway.ledger.books import RECEIVABLE
 from pos_gateway.ledger.ceremony import Ceremony, first_root
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
-from pos_gateway.ledger.config import Identity, Policy, policy_in_force
+from pos_gateway.ledger.config import Identity, Policy, check_costs, policy_in_force
 from pos_gateway.ledger.conflicts import ConflictFound
+from pos_gateway.ledger.credit_desk import CreditDesk
 from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Action, Gateway, GatewayAction, GatewayStatus
@@ -204,6 +205,7 @@ class Ledger:
             InvalidInput: an unknown currency, or a threshold that the keys cannot reach.
         """
         currency_of(currency)
+        check_costs(policy or Policy())
         signing = {role: [new_signing_key(role)] for role in Role}
         signing[Role.LIMITS] = [new_signing_key(Role.LIMITS) for _ in range(limit_keys)]
         lives = (policy or Policy()).metadata_lives
@@ -365,7 +367,12 @@ class Ledger:
             return policy_in_force(connection)
 
     def set_policy(self, policy: Policy) -> None:
-        """Takes effect with the next snapshot."""
+        """Takes effect with the next snapshot.
+
+        Raises:
+            InvalidInput: an offer costs more than the policy's cap.
+        """
+        check_costs(policy)
         with self._database.write() as connection:
             _add_policy(connection, policy, self.now_unix_ms())
 
@@ -960,6 +967,11 @@ class Ledger:
             if free:
                 with contextlib.suppress(Unavailable, Conflict):
                     self._release(version)
+
+    @cached_property
+    def credit(self) -> CreditDesk:
+        """Bills, plans, loans, evaluations."""
+        return CreditDesk(self._database, self.now_unix_ms)
 
     @cached_property
     def _desk(self) -> grants.Desk:
