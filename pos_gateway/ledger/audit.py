@@ -68,8 +68,7 @@ def audit(database: Store, progress: Callable[[int], object] = lambda accounts: 
     derived: dict[str, int] = defaultdict(int)
     count = 0
     with database.read() as connection:
-        columns = store.policies.c
-        bodies = dict(connection.execute(sa.select(columns.version, columns.body)).tuples().all())
+        bodies = {row.version: row.body for row in connection.execute(sa.select(store.policies))}
 
         @cache
         def terms(version: int) -> CreditTerms:

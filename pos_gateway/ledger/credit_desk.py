@@ -1,5 +1,5 @@
-"""What the issuer's people do about credit: close and look at bills, spread and end plans, lend, evaluate, give
-up. Each is one durable transaction that holds the account.
+"""What the issuer's people do about credit: close and look at bills, spread and end plans, lend, evaluate,
+give up. Each is one durable transaction that holds the account.
 """
 
 from __future__ import annotations

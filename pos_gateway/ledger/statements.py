@@ -1,4 +1,4 @@
-"""Bills as they are shown: as rows, and as a statement with all that happened in its cycle, in text and HTML."""
+"""Bills as they are shown: as rows, and as statements with all that happened in their cycles."""
 
 from __future__ import annotations
 
