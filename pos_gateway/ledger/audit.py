@@ -62,8 +62,13 @@ class Audit:
         return not self.differences and sum(self.trial_balance.values()) == 0
 
 
-def audit(database: Store, progress: Callable[[int], object] = lambda accounts: None) -> Audit:
-    """Derive everything again, in one consistent view."""
+def audit(
+    database: Store,
+    progress: Callable[[int], object] = lambda accounts: None,
+    *,
+    only: Sequence[str] | None = None,
+) -> Audit:
+    """Derive everything again, in one consistent view; `only` of these accounts if they are said."""
     differences: list[Difference] = []
     derived: dict[str, int] = defaultdict(int)
     count = 0
@@ -74,7 +79,8 @@ def audit(database: Store, progress: Callable[[int], object] = lambda accounts: 
         def terms(version: int) -> CreditTerms:
             return Policy.model_validate_json(bodies[version]).credit
 
-        ids = connection.scalars(sa.select(store.accounts.c.id).order_by(store.accounts.c.id)).all()
+        every = sa.select(store.accounts.c.id).order_by(store.accounts.c.id)
+        ids = connection.scalars(every).all() if only is None else list(only)
         for start in range(0, len(ids), _AT_ONCE):
             for books in _read(connection, ids[start : start + _AT_ONCE]):
                 differences += _Examination(books, terms, max(bodies), derived).all()
