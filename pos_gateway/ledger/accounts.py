@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -22,7 +23,7 @@ from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
 from pos_gateway.ledger.balance import Balance
 from pos_gateway.ledger.bulk import among, among_both, beside
-from pos_gateway.ledger.credit.calendar import Cycle, day_of, zone
+from pos_gateway.ledger.credit.calendar import Cycle, day_of, end_of_day_unix_ms, zone
 from pos_gateway.ledger.reserve import CounterLine, Interval, Publication, check_invariant, measure
 from pos_gateway.limits.record import Status
 
@@ -141,6 +142,8 @@ class LockedAccount:
     balance: Balance
     lines: list[TokenLine]
     now_unix_s: int
+    closed_until_unix_ms: int = 0
+    """Up to here its bills are made: nothing is booked before it any more, whatever a clock says."""
 
     @property
     def reserve_minor(self) -> int:
@@ -262,7 +265,7 @@ def lock_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
         raise NotFound(f"there is no account {account_id}")
     lapse(connection, [account_id], now_unix_s)
     lines = token_lines(connection, [account_id])
-    return LockedAccount(row.id, row.currency, balance_of(row), lines, now_unix_s)
+    return LockedAccount(row.id, row.currency, balance_of(row), lines, now_unix_s, closed_until_unix_ms(row))
 
 
 def write_evidence(connection: sa.Connection, ends: Mapping[tuple[str, bytes], int]) -> None:
@@ -294,6 +297,16 @@ def block(connection: sa.Connection, token_ids: Collection[str]) -> None:
         .where(among(connection, columns.id, token_ids), columns.status == TokenStatus.ACTIVE.value)
         .values(status=TokenStatus.BLOCKED.value)
     )
+
+
+def closed_until_unix_ms(row: sa.Row[Any]) -> int:
+    """The end of the last cycle that an account's row says is closed; 0 before the first."""
+    return 0 if row.last_closing is None else _end_of_day_unix_ms(row.last_closing, row.time_zone)
+
+
+@lru_cache(maxsize=4096)
+def _end_of_day_unix_ms(day: int, time_zone: str) -> int:
+    return end_of_day_unix_ms(date.fromordinal(day), zone(time_zone))
 
 
 def balance_of(row: sa.Row[Any]) -> Balance:

@@ -179,7 +179,8 @@ class Line:
 class Before:
     """How everything that a batch touches stands, under the locks of its gateway and of every account.
 
-    `lines` by token key; `published` by token id and digest; `balances`, `reserved_minor` by account.
+    `lines` by token key; `published` by token id and digest; `balances`, `reserved_minor` and
+    `closed_until_unix_ms`, before which nothing is booked any more, by account.
     `offers`: every one that any policy of this issuer has held, if a payment of the batch has a plan.
     `complete_until_unix_ms`: up to which tap time this gateway had said before that all was presented.
     """
@@ -195,6 +196,7 @@ class Before:
     complete_until_unix_ms: int = 0
     suspended: bool = False
     offers: frozenset[str] = frozenset()
+    closed_until_unix_ms: dict[str, int] = field(default_factory=dict)
 
     def free_minor(self, account_id: str) -> int:
         """What was free before the batch."""
@@ -269,6 +271,9 @@ class _Reading:
         # From here on nobody else posts to these accounts or publishes for them.
         rows = accounts.lock_accounts(self._connection, touched)
         self._before.balances = {row.id: accounts.balance_of(row) for row in rows.values()}
+        self._before.closed_until_unix_ms = {
+            row.id: accounts.closed_until_unix_ms(row) for row in rows.values()
+        }
         self._before.reserved_minor = dict.fromkeys(touched, 0)
         self._read_lines(touched, taps, keys)
         self._read_renounced(renunciations)
@@ -471,6 +476,7 @@ class After:
         self._plans: list[dict[str, object]] = []
         self._instalments: list[dict[str, object]] = []
         self.given_back: list[GivenBack] = []
+        self.closed_until_unix_ms: Mapping[str, int] = {}
         self._moved: dict[str, Line] = {}
 
     def keep(
@@ -567,7 +573,7 @@ class After:
                 token_id,
                 self._gateway.id,
                 at_unix_ms,
-                self._now_unix_ms,
+                self._posted_unix_ms(account_id),
                 original and self._id(transfer_id(self._gateway, original)),
             )
         )
@@ -577,12 +583,21 @@ class After:
             (account_id, transfer, 1, PAYABLE, self._gateway.merchant.id, code, -amount_minor),
         )
 
+    def _posted_unix_ms(self, account_id: str) -> int:
+        """Now; or, if the batch has waited for the account while its cycle was closed, just after it."""
+        return max(self._now_unix_ms, self.closed_until_unix_ms.get(account_id, 0))
+
     def plan(self, record_id: uuid.UUID, account_id: str, quote: Quote) -> None:
         """What was just posted is repaid by this plan; what its merchant gives up for it is taken at once."""
         payment = transfer_id(self._gateway, record_id)
         merchant = self._gateway.merchant.id
         plan, instalments = plan_rows(
-            account_id, payment, PlanKind.PURCHASE, quote, self._now_unix_ms, merchant_id=merchant
+            account_id,
+            payment,
+            PlanKind.PURCHASE,
+            quote,
+            self._posted_unix_ms(account_id),
+            merchant_id=merchant,
         )
         self._plans.append(plan)
         self._instalments += instalments

@@ -71,7 +71,8 @@ def book(
             token_id=token_id,
             gateway_id=gateway_id,
             tapped_unix_ms=now_unix_ms,
-            posted_unix_ms=now_unix_ms,
+            # Somebody may have waited for the account while its cycle was closed.
+            posted_unix_ms=max(now_unix_ms, account.closed_until_unix_ms),
             reference=reference,
             original_id=original_id,
         )

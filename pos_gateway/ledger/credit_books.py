@@ -61,6 +61,7 @@ class Desk:
         """Close what is due to close, and be ready for what happens now."""
         policy = newest_policy(connection)
         start_cycles(connection, account.id)
+        now_unix_ms = max(now_unix_ms, account.closed_until_unix_ms)
         while (closing := next(due_closings(connection, now_unix_ms, account.id), None)) is not None:
             close_batch(connection, closing, policy, now_unix_ms, account_id=account.id)
             cls.after(connection, account, policy[1].credit, closing).follow_up()

@@ -91,6 +91,7 @@ def settle(
     before = read_before(connection, gateway, examined, now_unix_ms)
     done("read")
     after = After(connection, gateway, currency, now_unix_ms)
+    after.closed_until_unix_ms = before.closed_until_unix_ms
     verdicts = _Judgement(before, after, gateway, guarantee, now_unix_ms).all(examined)
     done("judge")
     after.write()

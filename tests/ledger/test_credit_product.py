@@ -72,6 +72,26 @@ def test_a_tap_in_instalments_keeps_its_plan_and_a_refund_shrinks_it(
     check(ledger)
 
 
+def test_what_waited_while_a_cycle_closed_is_the_next_bills(
+    ledger: Ledger, clock: Clock, shopping: tuple[str, VirtualCard, Shop]
+) -> None:
+    """A replica whose clock is behind posts after another one has closed the day."""
+    account_id, card, shop = shopping
+    assert shop.verdict(shop.tap(card, 10_000)) is Verdict.POSTED
+    clock.now_s = at(2027, 2, 5, 16)
+    assert ledger.credit.close_bills() == 1
+    clock.now_s -= 2
+    ledger.publish()
+    assert shop.verdict(shop.tap(card, 700, plan=quote(FLAT, 700, 3))) is Verdict.POSTED
+    repay(ledger, account_id, 10_000, "all")
+    check(ledger)
+    clock.now_s = at(2027, 3, 6)
+    ledger.credit.close_bills()
+    first, second = ledger.credit.bills(account_id)
+    assert (first.total_minor, first.open_minor, second.instalments_minor) == (10_000, 0, 233)
+    check(ledger)
+
+
 def test_an_offer_never_signed_is_refused_whoever_signed_the_tap(
     ledger: Ledger, shopping: tuple[str, VirtualCard, Shop]
 ) -> None:
