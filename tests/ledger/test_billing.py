@@ -89,6 +89,7 @@ def test_a_purchase_is_billed_free_of_interest_until_due(ledger: Ledger, clock: 
     assert ledger.credit.close_bills() == 0
     clock.now_s = at(2027, 2, 5, 16)  # midnight
     buy(ledger, opened, 7_000)
+    buy(ledger, opened, 1_200, offers()[0], 3)
     assert ledger.credit.close_bills() == 1
     assert ledger.credit.close_bills() == 0
     (bill,) = ledger.credit.bills(opened)
@@ -99,7 +100,7 @@ def test_a_purchase_is_billed_free_of_interest_until_due(ledger: Ledger, clock: 
     clock.now_s = at(2027, 3, 6)
     assert ledger.credit.close_bills() == 1
     bill = ledger.credit.bills(opened)[-1]
-    assert (bill.total_minor, bill.interest_minor, bill.carried_minor) == (7_000, 0, 0)
+    assert (bill.total_minor, bill.interest_minor, bill.carried_minor) == (7_000 + 400 + 6, 0, 0)
     check(ledger)
 
 
