@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from pos_gateway.cli.terminal import Json, emit
+from pos_gateway.lab.billing_bench import bench_billing
 from pos_gateway.lab.journal_bench import bench_journal
 from pos_gateway.lab.pos_bench import bench_pos
 from pos_gateway.lab.publish_bench import bench_publish
@@ -44,6 +45,25 @@ def tap(
         raise typer.BadParameter(f"one of {', '.join(DRIVERS)}")
     data = bench_tap(taps, folder, reader)
     emit(data, _text(data), as_json=as_json)
+
+
+@app.command()
+def billing(
+    accounts: Annotated[int, typer.Option(min=100, max=100_000_000, help="How many to bill.")] = 1_000_000,
+    batch: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many at once.")] = 20_000,
+    directory: Annotated[
+        Path | None,
+        typer.Option(help="Where PostgreSQL lies, about 3 KB an account.", exists=True, file_okay=False),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Closing a month on PostgreSQL, batch by batch in turn with a bare UPDATE … FROM of the same rows."""
+    data = bench_billing(accounts, batch, directory, lambda text: print(text, file=sys.stderr, flush=True))
+    text = (
+        f"{data['billed']} bills in {data['seconds']} s: {data['accounts_per_second']} accounts/s, "
+        f"{data['ratio_to_bare_update']} of the bare update's speed"
+    )
+    emit(data, text, as_json=as_json)
 
 
 @app.command()

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from pos_gateway.carrying import SignedBatch
+from pos_gateway.cli import ledger_credit
 from pos_gateway.cli.ledger_carry import app as carry_app
 from pos_gateway.cli.ledger_keys import app as keys_app
 from pos_gateway.cli.ledger_reserve import conflict_app, repayment_app, review_app, vault_app
@@ -49,6 +50,13 @@ app.add_typer(repayment_app, name="repayment")
 app.add_typer(vault_app, name="vault")
 app.add_typer(review_app, name="review")
 app.add_typer(conflict_app, name="conflict")
+app.add_typer(ledger_credit.bill_app, name="bill")
+app.add_typer(ledger_credit.plan_app, name="plan")
+app.add_typer(ledger_credit.loan_app, name="loan")
+app.add_typer(ledger_credit.scorecard_app, name="scorecard")
+app.add_typer(ledger_credit.debt_app, name="debt")
+app.command("audit")(ledger_credit.audit)
+app.command("history")(ledger_credit.history)
 
 Reason = Annotated[str, typer.Option(help="Kept with the decision, at most 200 characters.")]
 By = Annotated[str, typer.Option(help="Who decides; the user of this computer if not said.")]
@@ -264,6 +272,9 @@ def issue_token(
     ],
     per_tap_cap: Annotated[str | None, typer.Option(help="Like 500.00; the policy's if not said.")] = None,
     phone: Annotated[bool, typer.Option("--phone", help="A device that verifies its holder.")] = False,
+    instalment_class: Annotated[
+        int, typer.Option(min=0, max=255, help="It may take offers of up to this class.")
+    ] = 0,
     home: LedgerHome = LEDGER_HOME,
     as_json: Json = False,
 ) -> None:
@@ -272,7 +283,12 @@ def issue_token(
         raise Conflict(f"{out} exists already", advice="a card's keys are never written over another's")
     with Ledger.open(home) as ledger:
         cap_minor = ledger.currency.parse(per_tap_cap) if per_tap_cap else None
-        issued = ledger.issue_token(account_id, per_tap_cap_minor=cap_minor, holder_verified_on_device=phone)
+        issued = ledger.issue_token(
+            account_id,
+            per_tap_cap_minor=cap_minor,
+            holder_verified_on_device=phone,
+            instalment_class=instalment_class,
+        )
     _write_secret(out, issued.personalisation.to_json())
     token = issued.token
     data = _token(token) | {"personalisation": str(out)}

@@ -220,6 +220,8 @@ def _emit(ledger: Ledger, movement: Movement, *, as_json: bool) -> None:
         "vault_leaving_minor": account.vault_leaving_minor,
         "free_minor": account.free_minor,
     }
+    leaves = ledger.credit.funds_leave_on(movement.account_id) if account.vault_leaving_minor else None
+    data["leaves_on"] = None if leaves is None else leaves.isoformat()
     unit = ledger.currency
     text = (
         f"{movement.purpose.value} {movement.reference}: {Money(movement.amount_minor, unit)}, "
@@ -227,6 +229,8 @@ def _emit(ledger: Ledger, movement: Movement, *, as_json: bool) -> None:
         f"{Money(account.uncleared_minor, unit)}, in the vault {Money(account.vault_minor, unit)} of which "
         f"{Money(account.vault_leaving_minor, unit)} wait to leave, free {Money(account.free_minor, unit)}."
     )
+    if account.vault_leaving_minor:
+        text += f" They leave by {leaves}." if leaves else " They leave once what is owed needs them no more."
     emit(data, text, as_json=as_json)
 
 

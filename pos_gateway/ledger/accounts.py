@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -22,6 +23,7 @@ from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
 from pos_gateway.ledger.balance import Balance
 from pos_gateway.ledger.bulk import among, among_both, beside
+from pos_gateway.ledger.credit.calendar import Cycle, day_of, end_of_day_unix_ms, zone
 from pos_gateway.ledger.reserve import (
     CounterLine,
     Interval,
@@ -147,6 +149,8 @@ class LockedAccount:
     balance: Balance
     lines: list[TokenLine]
     now_unix_s: int
+    closed_until_unix_ms: int = 0
+    """Up to here its bills are made: nothing is booked before it any more, whatever a clock says."""
 
     @property
     def reserve_minor(self) -> int:
@@ -186,10 +190,13 @@ def open_account(
     currency: str,
     limit_minor: int,
     now_unix_ms: int,
+    time_zone: str,
+    closing_day: int,
 ) -> None:
-    """
+    """`closing_day` of each month its bills close, at the day's end in `time_zone`.
+
     Raises:
-        InvalidInput: a negative limit, or an id or name of the wrong length.
+        InvalidInput: a negative limit, no such day or zone, or an id or name of the wrong length.
         Conflict: the id is taken.
     """
     if not 1 <= len(account_id) <= 32 or not account_id.isprintable():
@@ -198,6 +205,7 @@ def open_account(
         raise InvalidInput("a holder's name has 1 to 120 characters", where="holder")
     if limit_minor < 0:
         raise InvalidInput("a limit cannot be negative", where="limit")
+    opened = day_of(now_unix_ms, zone(time_zone))
     if connection.execute(sa.select(store.accounts.c.id).filter_by(id=account_id)).first():
         raise Conflict(f"account {account_id} exists already")
     connection.execute(
@@ -209,6 +217,10 @@ def open_account(
             target_line_minor=limit_minor,
             outstanding_minor=0,
             opened_unix_ms=now_unix_ms,
+            time_zone=time_zone,
+            closing_day=closing_day,
+            last_closing=opened.toordinal() - 1,
+            next_closing=Cycle(closing_day, 1).closing_on_or_after(opened).toordinal(),
         )
     )
 
@@ -260,7 +272,7 @@ def lock_account(connection: sa.Connection, account_id: str, now_unix_s: int) ->
         raise NotFound(f"there is no account {account_id}")
     lapse(connection, [account_id], now_unix_s)
     lines = token_lines(connection, [account_id])
-    return LockedAccount(row.id, row.currency, balance_of(row), lines, now_unix_s)
+    return LockedAccount(row.id, row.currency, balance_of(row), lines, now_unix_s, closed_until_unix_ms(row))
 
 
 def write_evidence(connection: sa.Connection, ends: Mapping[tuple[str, bytes], int]) -> None:
@@ -292,6 +304,16 @@ def block(connection: sa.Connection, token_ids: Collection[str]) -> None:
         .where(among(connection, columns.id, token_ids), columns.status == TokenStatus.ACTIVE.value)
         .values(status=TokenStatus.BLOCKED.value)
     )
+
+
+def closed_until_unix_ms(row: sa.Row[Any]) -> int:
+    """The end of the last cycle that an account's row says is closed; 0 before the first."""
+    return 0 if row.last_closing is None else _end_of_day_unix_ms(row.last_closing, row.time_zone)
+
+
+@lru_cache(maxsize=4096)
+def _end_of_day_unix_ms(day: int, time_zone: str) -> int:
+    return end_of_day_unix_ms(date.fromordinal(day), zone(time_zone))
 
 
 def balance_of(row: sa.Row[Any]) -> Balance:

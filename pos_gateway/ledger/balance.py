@@ -88,6 +88,17 @@ class Balance:
             uncleared_minor=self.uncleared_minor - amount_minor,
         )
 
+    def vault_pays(self, amount_minor: int) -> Balance:
+        """Funds in the vault paid what was owed: debt and limit fall together."""
+        vault_minor = self.vault_minor - amount_minor
+        return replace(
+            self,
+            limit_minor=self.limit_minor - amount_minor,
+            vault_minor=vault_minor,
+            vault_leaving_minor=min(self.vault_leaving_minor, vault_minor),
+            outstanding_minor=self.outstanding_minor - amount_minor,
+        )
+
     def with_line(self, line_minor: int) -> Balance:
         """Another line: more at once, less as far as `complete` may go.
 

@@ -17,10 +17,11 @@ from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 
+from pos_gateway.instalments import Quote
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import TokenLine
 from pos_gateway.ledger.balance import Balance
-from pos_gateway.ledger.books import PAYABLE, RECEIVABLE
+from pos_gateway.ledger.books import ISSUER, MERCHANT_FEES, PAYABLE, RECEIVABLE
 from pos_gateway.ledger.bulk import (
     among,
     among_pairs,
@@ -34,6 +35,7 @@ from pos_gateway.ledger.bulk import (
 from pos_gateway.ledger.corrections import Correction, Original
 from pos_gateway.ledger.evidence import Tap
 from pos_gateway.ledger.gateways import Gateway, GatewayStatus
+from pos_gateway.ledger.plans import PlanKind, plan_rows, signed_offers
 from pos_gateway.ledger.renunciations import Renunciation
 from pos_gateway.ledger.reserve import (
     Guarantee,
@@ -131,6 +133,15 @@ class Claim(NamedTuple):
     posted: bool
 
 
+class GivenBack(NamedTuple):
+    """What a reversal or refund gave back to a customer."""
+
+    account_id: str
+    payment_id: uuid.UUID
+    record_id: uuid.UUID
+    amount_minor: int
+
+
 @dataclass(slots=True)
 class Line:
     """A token of this batch: its line, and what could still be claimed on it before the batch.
@@ -170,7 +181,9 @@ class Line:
 class Before:
     """How everything that a batch touches stands, under the locks of its gateway and of every account.
 
-    `lines` by token key; `published` by token id and digest; `balances`, `reserved_minor` by account.
+    `lines` by token key; `published` by token id and digest; `balances`, `reserved_minor` and
+    `closed_until_unix_ms`, before which nothing is booked any more, by account.
+    `offers`: every one that any policy of this issuer has held, if a payment of the batch has a plan.
     `complete_until_unix_ms`: up to which tap time this gateway had said before that all was presented.
     """
 
@@ -184,6 +197,8 @@ class Before:
     reserved_minor: dict[str, int] = field(default_factory=dict)
     complete_until_unix_ms: int = 0
     suspended: bool = False
+    offers: frozenset[str] = frozenset()
+    closed_until_unix_ms: dict[str, int] = field(default_factory=dict)
 
     def free_minor(self, account_id: str) -> int:
         """What was free before the batch."""
@@ -244,6 +259,8 @@ class _Reading:
         self._before.complete_until_unix_ms = told.complete_until_unix_ms or 0
         self._before.suspended = GatewayStatus(told.status) is not GatewayStatus.ACTIVE
         self._read_presentments(records, abouts)
+        if any(tap.plan is not None for tap in taps):
+            self._before.offers = signed_offers(self._connection)
         tokens, seen = store.tokens.c, self._before.seen
         keys = {tap.token_key for tap in taps} | {renounced.token_key for renounced in renunciations}
         owners = set(
@@ -256,6 +273,9 @@ class _Reading:
         # From here on nobody else posts to these accounts or publishes for them.
         rows = accounts.lock_accounts(self._connection, touched)
         self._before.balances = {row.id: accounts.balance_of(row) for row in rows.values()}
+        self._before.closed_until_unix_ms = {
+            row.id: accounts.closed_until_unix_ms(row) for row in rows.values()
+        }
         self._before.reserved_minor = dict.fromkeys(touched, 0)
         self._read_lines(touched, taps, keys)
         self._read_renounced(renunciations)
@@ -456,6 +476,10 @@ class After:
         self._reviews: list[dict[str, object]] = []
         self._conflicts: list[dict[str, object]] = []
         self._blocked: set[str] = set()
+        self._plans: list[dict[str, object]] = []
+        self._instalments: list[dict[str, object]] = []
+        self.given_back: list[GivenBack] = []
+        self.closed_until_unix_ms: Mapping[str, int] = {}
         self._moved: dict[str, Line] = {}
 
     def keep(
@@ -539,6 +563,10 @@ class After:
         if debit[0] == RECEIVABLE:
             self._owed_minor[account_id] = self._owed_minor.get(account_id, 0) + amount_minor
         transfer = self._id(transfer_id(self._gateway, record_id))
+        if original is not None and debit[0] == RECEIVABLE:
+            self.given_back.append(
+                GivenBack(account_id, transfer_id(self._gateway, original), record_id, -amount_minor)
+            )
         self._transfers.append(
             (
                 account_id,
@@ -548,7 +576,7 @@ class After:
                 token_id,
                 self._gateway.id,
                 at_unix_ms,
-                self._now_unix_ms,
+                self._posted_unix_ms(account_id),
                 original and self._id(transfer_id(self._gateway, original)),
             )
         )
@@ -557,6 +585,35 @@ class After:
             (account_id, transfer, 0, *debit, code, amount_minor),
             (account_id, transfer, 1, PAYABLE, self._gateway.merchant.id, code, -amount_minor),
         )
+
+    def _posted_unix_ms(self, account_id: str) -> int:
+        """Now; or, if the batch has waited for the account while its cycle was closed, just after it."""
+        return max(self._now_unix_ms, self.closed_until_unix_ms.get(account_id, 0))
+
+    def plan(self, record_id: uuid.UUID, account_id: str, quote: Quote) -> None:
+        """What was just posted is repaid by this plan; what its merchant gives up for it is taken at once."""
+        payment = transfer_id(self._gateway, record_id)
+        merchant = self._gateway.merchant.id
+        plan, instalments = plan_rows(
+            account_id,
+            payment,
+            PlanKind.PURCHASE,
+            quote,
+            self._posted_unix_ms(account_id),
+            merchant_id=merchant,
+        )
+        self._plans.append(plan)
+        self._instalments += instalments
+        if quote.merchant_fee_minor:
+            fee = self._id(uuid.uuid5(payment, "merchant fee"))
+            self._transfers.append(
+                (account_id, fee, "merchant_fee", None, None, None, *[self._now_unix_ms] * 2, None)
+            )
+            code = self._currency.code
+            self._entries += (
+                (account_id, fee, 0, PAYABLE, merchant, code, quote.merchant_fee_minor),
+                (account_id, fee, 1, MERCHANT_FEES, ISSUER, code, -quote.merchant_fee_minor),
+            )
 
     def post_from_free(self, before: Before, account_id: str, amount_minor: int) -> bool:
         """May a payment outside U be charged to the customer? Only if free credit covers it; that credit
@@ -675,6 +732,8 @@ class After:
             (store.renunciations, self._renunciations),
             (store.reviews, self._reviews),
             (store.conflicts, self._conflicts),
+            (store.plans, self._plans),
+            (store.plan_instalments, self._instalments),
         ):
             insert_rows(self._connection, table, found)
         self._write_reserve()

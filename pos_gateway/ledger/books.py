@@ -21,6 +21,19 @@ BANK: Final = "bank_clearing"
 VAULT: Final = "customer_vault"
 """Funds that customers have locked: theirs, held by the issuer."""
 
+CHARGES: Final = "customer_charges"
+"""Interest and fees that customers owe: outside the limit, so never in the receivable."""
+LOANS: Final = "customer_loans"
+"""Principal of loans by scene: beside the line."""
+INTEREST: Final = "income_interest"
+INSTALMENT_FEES: Final = "income_instalment_fee"
+OVERDUE_FEES: Final = "income_overdue_fee"
+MERCHANT_FEES: Final = "income_merchant_fee"
+LOSSES: Final = "credit_losses"
+"""What was given up: written off, or waived."""
+RECOVERIES: Final = "credit_recoveries"
+"""What was paid all the same of what had been written off."""
+
 ISSUER: Final = "issuer"
 """The owner of the issuer's own books."""
 
@@ -36,6 +49,7 @@ def book(
     now_unix_ms: int,
     reference: str | None = None,
     record: tuple[str, uuid.UUID, str] | None = None,
+    original_id: uuid.UUID | None = None,
 ) -> uuid.UUID:
     """One transfer of an account's money; `debit` and `credit` are book and owner.
 
@@ -57,8 +71,10 @@ def book(
             token_id=token_id,
             gateway_id=gateway_id,
             tapped_unix_ms=now_unix_ms,
-            posted_unix_ms=now_unix_ms,
+            # Somebody may have waited for the account while its cycle was closed.
+            posted_unix_ms=max(now_unix_ms, account.closed_until_unix_ms),
             reference=reference,
+            original_id=original_id,
         )
     )
     connection.execute(

@@ -218,6 +218,7 @@ def _decide_account(
             sequence=line.row.record_sequence,
             status=line.status.on_record,
             assurance=line.row.assurance,
+            instalment_class=line.row.instalment_class,
         )
         if line.row.record_version == 0 or record != last_record(line.row):
             record = record._replace(sequence=line.row.last_sequence + 1)
@@ -253,6 +254,7 @@ CHANGE: Final = (
                 "record_per_tap_cap_minor",
                 "record_status",
                 "record_assurance",
+                "record_instalment_class",
                 "last_sequence",
             )
         }
@@ -271,6 +273,7 @@ def change(line: TokenLine, record: LimitRecord, version: int) -> dict[str, obje
         "record_per_tap_cap_minor": record.per_tap_cap_minor,
         "record_status": line.status.value,
         "record_assurance": record.assurance,
+        "record_instalment_class": record.instalment_class,
     }
 
 
@@ -283,4 +286,5 @@ def last_record(row: Any) -> LimitRecord:
         sequence=row.record_sequence,
         status=STATUS[row.record_status],
         assurance=row.record_assurance,
+        instalment_class=row.record_instalment_class,
     )

@@ -9,18 +9,29 @@ from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import sqlalchemy as sa
-from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+    model_validator,
+)
 
 from pos_gateway.errors import InvalidConfiguration, InvalidInput
-from pos_gateway.instalments import Offer
+from pos_gateway.instalments import PERIODS_A_YEAR, Offer, rate_per_period, schedule
 from pos_gateway.ledger import store
 from pos_gateway.ledger.allowance import AllowancePolicy
 from pos_gateway.ledger.certificates import SignedKey
+from pos_gateway.ledger.credit.calendar import zone
+from pos_gateway.ledger.credit.terms import CreditTerms
 from pos_gateway.ledger.reserve import Guarantee
 from pos_gateway.ledger.use import UsePolicy
 from pos_gateway.limits.header import OnlineTerms, RiskPolicy
 
 _DAY_S: Final = 24 * 3600
+_SAMPLE_MINOR: Final = 1_000_000_000
 
 
 class Identity(BaseModel):
@@ -126,7 +137,7 @@ class Policy(BaseModel):
     reserves credit, because payments made under it may still be presented. `token_share_percent`: how much
     of an account's limit, less what is owed, all its active tokens' reserves may come to; `allowance` says
     how they share it.
-    `offers`: the instalment plans that shops may offer.
+    `offers`: the instalment plans that shops may offer. `credit`: what credit costs and how it is repaid.
     `use`: allowances go by use instead, see `ledger.use`; `policies/by-use.json` is such a policy.
     `delta_bases`: over how many versions back a shop may be updated by a delta alone.
     `certificate_life_s`: of a gateway's certificate. `certificate_grace_s`: how long after it a gateway may
@@ -152,6 +163,16 @@ class Policy(BaseModel):
     metadata_lives: MetadataLives = MetadataLives()
     use: UsePolicy | None = None
     online: OnlinePolicy = OnlinePolicy()
+    credit: CreditTerms = CreditTerms()
+
+    @model_validator(mode="after")
+    def _credit_within_its_caps(self) -> Policy:
+        zone(self.credit.time_zone)
+        known = {offer.id for offer in self.offers}
+        for name, scene in self.credit.scenes.items():
+            if odd := sorted(set(scene.offers) - known):
+                raise ValueError(f"scene {name} names offers that are not there: {', '.join(odd)}")
+        return self
 
     @property
     def guarantee(self) -> Guarantee:
@@ -165,6 +186,20 @@ class Policy(BaseModel):
             presentment_deadline_s=self.presentment_deadline_s,
             clock_tolerance_s=self.clock_tolerance_s,
         )
+
+
+def check_costs(policy: Policy) -> None:
+    """
+    Raises:
+        InvalidInput: an offer costs more a year than the policy's own cap.
+    """
+    for offer in policy.offers:
+        for periods in offer.periods:
+            shares = schedule(offer, _SAMPLE_MINOR, periods)
+            rate = rate_per_period(_SAMPLE_MINOR, [share.total_minor for share in shares]) * PERIODS_A_YEAR
+            if rate * 1_000_000 > policy.credit.annual_cost_cap_ppm:
+                why = f"costs more a year than the policy's cap, in {periods} periods"
+                raise InvalidInput(why, where=f"offer {offer.id}")
 
 
 def policy_in_force(connection: sa.Connection) -> Policy:

@@ -75,6 +75,7 @@ def issue(
         sequence=_next_sequence(connection, line),
         status=line.status.on_record,
         assurance=line.row.assurance,
+        instalment_class=line.row.instalment_class,
     )
     digest = record.digest(nonce)
     row = publication_row(

@@ -51,6 +51,7 @@ from pos_gateway.errors import (
     NotFound,
     Unavailable,
 )
+from pos_gateway.instalments import MAX_CLASS
 from pos_gateway.ledger import (
     accounts,
     admission,
@@ -69,8 +70,9 @@ from pos_gateway.ledger.authority import Presented, nearly_over
 from pos_gateway.ledger.books import RECEIVABLE
 from pos_gateway.ledger.ceremony import Ceremony, first_root
 from pos_gateway.ledger.certificates import end_of_month, modulus_bytes
-from pos_gateway.ledger.config import Identity, Policy, policy_in_force
+from pos_gateway.ledger.config import Identity, Policy, check_costs, policy_in_force
 from pos_gateway.ledger.conflicts import ConflictFound
+from pos_gateway.ledger.credit_desk import CreditDesk
 from pos_gateway.ledger.database import database_url, sqlite_url
 from pos_gateway.ledger.evidence import Issuer
 from pos_gateway.ledger.gateways import CODE_LIFE_S, Action, Gateway, GatewayAction, GatewayStatus
@@ -203,6 +205,7 @@ class Ledger:
             InvalidInput: an unknown currency, or a threshold that the keys cannot reach.
         """
         currency_of(currency)
+        check_costs(policy or Policy())
         signing = {role: [new_signing_key(role)] for role in Role}
         signing[Role.LIMITS] = [new_signing_key(Role.LIMITS) for _ in range(limit_keys)]
         lives = (policy or Policy()).metadata_lives
@@ -366,16 +369,31 @@ class Ledger:
             return policy_in_force(connection)
 
     def set_policy(self, policy: Policy) -> None:
-        """Takes effect with the next snapshot."""
+        """Takes effect with the next snapshot.
+
+        Raises:
+            InvalidInput: an offer costs more than the policy's cap.
+        """
+        check_costs(policy)
         with self._database.write() as connection:
             _add_policy(connection, policy, self.now_unix_ms())
 
-    def open_account(self, *, holder: str, limit_minor: int, account_id: str | None = None) -> Account:
-        """
+    def open_account(
+        self,
+        *,
+        holder: str,
+        limit_minor: int,
+        account_id: str | None = None,
+        time_zone: str | None = None,
+        closing_day: int | None = None,
+    ) -> Account:
+        """`time_zone` and `closing_day` are the policy's if not said.
+
         Raises:
             InvalidInput, Conflict: see `accounts.open_account`.
         """
         account_id = account_id or accounts.new_id("acc")
+        terms = self.policy.credit
         with self._database.write() as connection:
             accounts.open_account(
                 connection,
@@ -384,6 +402,8 @@ class Ledger:
                 currency=self.currency.code,
                 limit_minor=limit_minor,
                 now_unix_ms=self.now_unix_ms(),
+                time_zone=time_zone or terms.time_zone,
+                closing_day=terms.closing_day if closing_day is None else closing_day,
             )
         return self.account(account_id)
 
@@ -409,6 +429,7 @@ class Ledger:
         per_tap_cap_minor: int | None = None,
         expires: date | None = None,
         assurance: int = 1,
+        instalment_class: int = 0,
         holder_verified_on_device: bool = False,
         icc_key: rsa.RSAPrivateKey | None = None,
     ) -> IssuedToken:
@@ -425,6 +446,8 @@ class Ledger:
             raise InvalidInput("must be 1 to 4294967295 minor units", where="per-tap cap")
         if not 0 <= assurance <= 0xFF:
             raise InvalidInput("must be 0 to 255", where="assurance")
+        if not 0 <= instalment_class <= MAX_CLASS:
+            raise InvalidInput(f"must be 0 to {MAX_CLASS}", where="instalment class")
         expires = end_of_month(expires or _years_on(today, _CARD_LIFE_YEARS))
         if not today < expires <= self.identity.issuer_expires:
             raise InvalidInput(
@@ -466,6 +489,7 @@ class Ledger:
                     status=TokenStatus.ACTIVE.value,
                     per_tap_cap_minor=cap_minor,
                     assurance=assurance,
+                    instalment_class=instalment_class,
                     highest_counter=profile.start_counter,
                     record_sequence=0,
                     issued_unix_ms=self.now_unix_ms(),
@@ -966,6 +990,11 @@ class Ledger:
             if free:
                 with contextlib.suppress(Unavailable, Conflict):
                     self._release(version)
+
+    @cached_property
+    def credit(self) -> CreditDesk:
+        """Bills, plans, loans, evaluations."""
+        return CreditDesk(self._database, self.now_unix_ms)
 
     @cached_property
     def _desk(self) -> grants.Desk:

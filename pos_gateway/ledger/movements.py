@@ -6,8 +6,8 @@ nothing. Everything runs in the account's locked transaction and is idempotent b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -16,30 +16,14 @@ from pos_gateway.errors import Conflict, InvalidInput, NotFound
 from pos_gateway.ledger import store
 from pos_gateway.ledger.accounts import LockedAccount, check_accounts, write_balance
 from pos_gateway.ledger.balance import Balance
-from pos_gateway.ledger.books import BANK, RECEIVABLE, VAULT, book
+from pos_gateway.ledger.books import BANK, VAULT, book
+from pos_gateway.ledger.credit_books import Desk
+from pos_gateway.ledger.purposes import Purpose, State, vault_uncleared_minor
 from pos_gateway.money import MAX_AMOUNT_MINOR
 
+__all__ = ["MAX_REFERENCE_CHARACTERS", "Movement", "Purpose", "State", "complete", "receive", "settle"]
+
 MAX_REFERENCE_CHARACTERS: Final = 64
-
-
-class Purpose(Enum):
-    """What money came in for, or was asked back from."""
-
-    REPAYMENT = "repayment"
-    VAULT_LOCK = "vault_lock"
-    VAULT_UNLOCK = "vault_unlock"
-
-
-class State(Enum):
-    """How far a movement has come."""
-
-    UNCLEARED = "uncleared"
-    """It may still be taken back."""
-    FINAL = "final"
-    BOUNCED = "bounced"
-    """It was taken back."""
-    ASKED = "asked"
-    """Out of the vault: paid out as far as nothing owed or reserved needs it, the rest by itself later."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +37,8 @@ class Movement:
     state: State
     received_unix_ms: int
     settled_unix_ms: int | None
+    outside_minor: int = 0
+    """Of a repayment: what went to charges, loans and losses, which are owed outside the limit."""
 
 
 def receive(
@@ -63,8 +49,11 @@ def receive(
     reference: str,
     amount_minor: int,
     now_unix_ms: int,
+    first: Iterable[str] = (),
 ) -> Movement:
     """Take a repayment or funds for the vault, or ask funds back from it.
+
+    `first`: items that a repayment goes to before all others.
 
     Raises:
         InvalidInput: no amount, or no usable reference.
@@ -80,7 +69,11 @@ def receive(
             raise Conflict(f"reference {reference} stands for another movement of this account")
         return known
     state = State.ASKED if purpose is Purpose.VAULT_UNLOCK else State.UNCLEARED
-    balance = _after_receiving(account.balance, purpose, amount_minor)
+    inside_minor = amount_minor
+    if purpose is Purpose.REPAYMENT:
+        desk = Desk.open(connection, account, now_unix_ms)
+        inside_minor = desk.repay(amount_minor, reference, first=first)
+    balance = _after_receiving(account.balance, purpose, inside_minor)
     connection.execute(
         store.movements.insert().values(
             account_id=account.id,
@@ -89,21 +82,24 @@ def receive(
             amount_minor=amount_minor,
             state=state.value,
             received_unix_ms=now_unix_ms,
+            outside_minor=amount_minor - inside_minor,
         )
     )
-    if purpose is not Purpose.VAULT_UNLOCK:
+    if purpose is Purpose.VAULT_LOCK:
         book(
             connection,
             account,
             kind=purpose.value,
             debit=(BANK, account.id),
-            credit=(_BOOK_OF[purpose], account.id),
+            credit=(VAULT, account.id),
             amount_minor=amount_minor,
             now_unix_ms=now_unix_ms,
             reference=reference,
         )
     _write(connection, account, balance, now_unix_ms)
-    return Movement(account.id, reference, purpose, amount_minor, state, now_unix_ms, None)
+    return Movement(
+        account.id, reference, purpose, amount_minor, state, now_unix_ms, None, amount_minor - inside_minor
+    )
 
 
 def settle(
@@ -123,7 +119,9 @@ def settle(
         return known
     if known.state is not State.UNCLEARED:
         raise Conflict(f"{known.purpose.value} {reference} is {known.state.value} already")
-    amount_minor = known.amount_minor
+    amount_minor = known.amount_minor - known.outside_minor
+    if not final and known.purpose is Purpose.REPAYMENT:
+        Desk.open(connection, account, now_unix_ms).take_back(reference)
     if final:
         balance = account.balance.cleared(amount_minor)
     elif known.purpose is Purpose.REPAYMENT:
@@ -135,21 +133,19 @@ def settle(
         .filter_by(account_id=account.id, reference=reference)
         .values(state=state.value, settled_unix_ms=now_unix_ms)
     )
-    if not final:
+    if not final and known.purpose is Purpose.VAULT_LOCK:
         book(
             connection,
             account,
-            kind=f"{known.purpose.value}_back",
-            debit=(_BOOK_OF[known.purpose], account.id),
+            kind="vault_lock_back",
+            debit=(VAULT, account.id),
             credit=(BANK, account.id),
             amount_minor=amount_minor,
             now_unix_ms=now_unix_ms,
             reference=reference,
         )
     _write(connection, account, balance, now_unix_ms)
-    return Movement(
-        account.id, reference, known.purpose, amount_minor, state, known.received_unix_ms, now_unix_ms
-    )
+    return replace(known, state=state, settled_unix_ms=now_unix_ms)
 
 
 def set_line(connection: sa.Connection, account: LockedAccount, line_minor: int, now_unix_ms: int) -> None:
@@ -189,9 +185,6 @@ def movements_of(connection: sa.Connection, account_id: str) -> tuple[Movement, 
     return tuple(_movement(row) for row in connection.execute(query))
 
 
-_BOOK_OF: Final = {Purpose.REPAYMENT: RECEIVABLE, Purpose.VAULT_LOCK: VAULT}
-
-
 def _after_receiving(balance: Balance, purpose: Purpose, amount_minor: int) -> Balance:
     if purpose is Purpose.REPAYMENT:
         return balance.repaid(amount_minor)
@@ -202,12 +195,9 @@ def _after_receiving(balance: Balance, purpose: Purpose, amount_minor: int) -> B
 
 def _write(connection: sa.Connection, account: LockedAccount, balance: Balance, now_unix_ms: int) -> None:
     before_minor = {account.id: account.committed_minor}
-    vault_uncleared = sa.select(sa.func.coalesce(sa.func.sum(store.movements.c.amount_minor), 0)).filter_by(
-        account_id=account.id, purpose=Purpose.VAULT_LOCK.value, state=State.UNCLEARED.value
-    )
     completed, paid_minor = balance.complete(
         reserve_minor=account.reserve_minor,
-        vault_uncleared_minor=int(connection.execute(vault_uncleared).scalar_one()),
+        vault_uncleared_minor=vault_uncleared_minor(connection, account.id),
     )
     if paid_minor:
         book(
@@ -239,4 +229,5 @@ def _movement(row: sa.Row[Any]) -> Movement:
         state=State(row.state),
         received_unix_ms=row.received_unix_ms,
         settled_unix_ms=row.settled_unix_ms,
+        outside_minor=row.outside_minor,
     )

@@ -402,6 +402,8 @@ class Stretch:
             token.per_tap_cap_minor.between(0, MAX_U32),
             token.assurance.between(0, 0xFF),
             token.last_sequence < MAX_U32,
+            token.instalment_class == 0,
+            token.record_instalment_class == 0,
             _held.c.limit_minor < _MAX_MINOR,
             _held.c.owable_minor.between(-_MAX_MINOR, _MAX_MINOR),
         )

@@ -7,16 +7,17 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 
 import sqlalchemy as sa
 
 from pos_gateway.errors import AuthenticationFailed, InvalidMessage
 from pos_gateway.ledger import gateways, store
-from pos_gateway.ledger.books import RECEIVABLE, VAULT
+from pos_gateway.ledger.books import CHARGES, LOANS, RECEIVABLE, VAULT
 from pos_gateway.ledger.config import policy_in_force
 from pos_gateway.ledger.gateways import Gateway, GatewayStatus
-from pos_gateway.ledger.movements import State
+from pos_gateway.ledger.purposes import State
 from pos_gateway.ledger.settlement import Examined, RecordVerdict, settle
 from pos_gateway.ledger.store import Store, current_epoch
 from pos_gateway.ledger.verification import Verifier
@@ -161,7 +162,9 @@ def check_books(connection: sa.Connection) -> None:
             )
     movements = store.movements.c
     uncleared = (
-        sa.select(movements.account_id, sa.func.sum(movements.amount_minor).label("total"))
+        sa.select(
+            movements.account_id, sa.func.sum(movements.amount_minor - movements.outside_minor).label("total")
+        )
         .where(movements.state == State.UNCLEARED.value)
         .group_by(movements.account_id)
         .subquery()
@@ -175,6 +178,7 @@ def check_books(connection: sa.Connection) -> None:
         raise AuthenticationFailed(
             f"account {account_id} has other uncleared money than its movements say", step="double entry"
         )
+    _check_debts(connection)
     claims, tokens = store.claims.c, store.tokens.c
     runs = (
         sa.select(claims.token_id, sa.func.sum(claims.counter_after - claims.counter_before).label("total"))
@@ -192,6 +196,34 @@ def check_books(connection: sa.Connection) -> None:
     )
     for token_id in connection.scalars(broken):
         raise AuthenticationFailed(f"token {token_id}'s run is not what was posted", step="double entry")
+
+
+def _check_debts(connection: sa.Connection) -> None:
+    """Charges and loans are owed item by item what their books say."""
+    entries, items, plans = store.entries.c, store.items.c, store.plans.c
+    told: dict[tuple[str, str], int] = defaultdict(int)
+    for query in (
+        sa.select(items.book, items.account_id, sa.func.sum(items.owed_minor))
+        .where(items.owed_minor > 0, items.book.in_((CHARGES, LOANS)))
+        .group_by(items.book, items.account_id),
+        sa.select(plans.book, plans.account_id, sa.func.sum(plans.ahead_minor))
+        .where(plans.book == LOANS)
+        .group_by(plans.book, plans.account_id),
+    ):
+        for book, account_id, total in connection.execute(query):
+            told[book, account_id] += int(total)
+    booked = (
+        sa.select(entries.book, entries.owner_id, sa.func.sum(entries.amount_minor))
+        .where(entries.book.in_((CHARGES, LOANS)))
+        .group_by(entries.book, entries.owner_id)
+    )
+    for book, account_id, total in connection.execute(booked):
+        told[book, account_id] -= int(total)
+    for (book, account_id), difference in told.items():
+        if difference:
+            raise AuthenticationFailed(
+                f"account {account_id} owes {difference} more than {book} says", step="double entry"
+            )
 
 
 def _complete_until(batch: Mapping[str, object]) -> int:

@@ -17,7 +17,8 @@ import sqlalchemy as sa
 from pos_gateway.errors import Conflict, NotFound
 from pos_gateway.ledger import accounts, store
 from pos_gateway.ledger.accounts import LockedAccount
-from pos_gateway.ledger.books import ISSUER, ISSUER_LATE, PAYABLE, RECEIVABLE, book
+from pos_gateway.ledger.books import ISSUER, ISSUER_LATE, MERCHANT_FEES, PAYABLE, RECEIVABLE, book
+from pos_gateway.ledger.plans import PlanKind, from_facts, plan_rows
 from pos_gateway.ledger.reserve import Interval, contains
 from pos_gateway.records import Kind, Verdict
 
@@ -133,7 +134,12 @@ def _pay(connection: sa.Connection, account: LockedAccount, review: Review, now_
     ).scalar_one()
     by_customer = _may_charge(connection, account, claim)
     before_minor = {account.id: account.committed_minor}
-    book(
+    body = connection.execute(
+        sa.select(store.presentments.c.body).filter_by(
+            gateway_id=review.gateway_id, record_id=review.record_id
+        )
+    ).scalar_one()
+    transfer_id = book(
         connection,
         account,
         kind="payment",
@@ -143,6 +149,22 @@ def _pay(connection: sa.Connection, account: LockedAccount, review: Review, now_
         now_unix_ms=now_unix_ms,
         record=(review.gateway_id, review.record_id, claim.token_id),
     )
+    if by_customer and (quoted := from_facts(json.loads(body))) is not None:
+        plan, instalments = plan_rows(
+            account.id, transfer_id, PlanKind.PURCHASE, quoted, now_unix_ms, merchant_id=merchant_id
+        )
+        connection.execute(store.plans.insert().values(plan))
+        connection.execute(store.plan_instalments.insert(), instalments)
+        if quoted.merchant_fee_minor:
+            book(
+                connection,
+                account,
+                kind="merchant_fee",
+                debit=(PAYABLE, merchant_id),
+                credit=(MERCHANT_FEES, ISSUER),
+                amount_minor=quoted.merchant_fee_minor,
+                now_unix_ms=now_unix_ms,
+            )
     if by_customer:
         connection.execute(store.claims.update().where(mine).values(posted=True))
         accounts.write_balance(connection, account, account.balance.owe(review.amount_minor))

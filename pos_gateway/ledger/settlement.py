@@ -15,22 +15,27 @@ from typing import Final
 
 import sqlalchemy as sa
 
+from pos_gateway.ledger import store
 from pos_gateway.ledger.accounts import TokenStatus, lock_account
 from pos_gateway.ledger.batch import (
     After,
     AlarmKind,
     Before,
     Examined,
+    GivenBack,
     Line,
     ReliedOn,
     Seen,
     read_before,
 )
 from pos_gateway.ledger.books import ISSUER, ISSUER_FRAUD, PAYABLE, RECEIVABLE
+from pos_gateway.ledger.bulk import among
 from pos_gateway.ledger.corrections import Correction, Judged, Original, judge
+from pos_gateway.ledger.credit_books import Desk
 from pos_gateway.ledger.evidence import Tap
 from pos_gateway.ledger.gateways import Gateway
 from pos_gateway.ledger.movements import complete, is_pending
+from pos_gateway.ledger.plans import offer_text
 from pos_gateway.ledger.renunciations import NOTED, Renunciation
 from pos_gateway.ledger.reserve import Guarantee, contains
 from pos_gateway.ledger.reviews import Why
@@ -48,6 +53,7 @@ _SET_BACK: Final = "Paid by the issuer: the card's counter is behind what it has
 _PAID_BY_ISSUER: Final = "Paid by the issuer: the card contradicts a payment presented before, it was copied."
 _CONTRADICTS: Final = "The card contradicts a payment presented before: it may be a copy. Both are kept."
 _NOBODY: Final = ("", "")
+_NO_SUCH_OFFER: Final = "The payment's instalment plan is of an offer that this issuer never signed."
 _RENOUNCED: Final = "This gateway has said that it will not present this payment."
 
 
@@ -86,6 +92,7 @@ def settle(
     before = read_before(connection, gateway, examined, now_unix_ms)
     done("read")
     after = After(connection, gateway, currency, now_unix_ms)
+    after.closed_until_unix_ms = before.closed_until_unix_ms
     verdicts = _Judgement(before, after, gateway, guarantee, now_unix_ms).all(examined)
     done("judge")
     after.write()
@@ -96,10 +103,28 @@ def settle(
     until_unix_ms = min(complete_until_unix_ms, now_unix_ms - 1000 * guarantee.clock_tolerance_s)
     if until_unix_ms > before.complete_until_unix_ms:
         after.tell_complete(until_unix_ms, guarantee)
+    _give_back(connection, after.given_back, now_unix_ms)
     for account_id in sorted(id_ for id_, balance in before.balances.items() if is_pending(balance)):
         account = lock_account(connection, account_id, now_unix_ms // 1000)
         complete(connection, account, now_unix_ms)
     return verdicts
+
+
+def _give_back(connection: sa.Connection, given_back: Sequence[GivenBack], now_unix_ms: int) -> None:
+    """What was voided or refunded leaves plans and bills; accounts that have neither are passed over."""
+    if not given_back:
+        return
+    ids = {given.account_id for given in given_back}
+    concerned: set[str] = set()
+    for table, left in ((store.plans, store.plans.c.left_minor), (store.items, store.items.c.owed_minor)):
+        query = sa.select(table.c.account_id).where(among(connection, table.c.account_id, ids), left > 0)
+        concerned |= set(connection.scalars(query.distinct()))
+    for account_id in sorted(concerned):
+        account = lock_account(connection, account_id, now_unix_ms // 1000)
+        desk = Desk.open(connection, account, now_unix_ms)
+        for given in given_back:
+            if given.account_id == account_id:
+                desk.give_back(given.payment_id, given.amount_minor, given.record_id)
 
 
 class _Judgement:
@@ -234,6 +259,9 @@ class _Judgement:
             return Verdict.INVALID, reason, _NOBODY
         self._after.observe(line, tap, relied_on, self._guarantee)
         line.pointing[tap.previous_digest] = tap.counter_before
+        if tap.plan is not None and offer_text(tap.plan.offer) not in self._before.offers:
+            self._after.alarm(AlarmKind.FALSE_EVIDENCE, record.id, token.account_id, _NO_SUCH_OFFER)
+            return Verdict.INVALID, _NO_SUCH_OFFER, _NOBODY
         if tap.previous_digest in line.renounced:
             self._after.write_off(line, tap.counter_before, *line.renounced[tap.previous_digest])
 
@@ -295,6 +323,8 @@ class _Judgement:
         self._after.post(
             record.id, "payment", token.account_id, token.id, tap.amount_minor, tap.at_unix_ms, book=book
         )
+        if tap.plan is not None and book[0] == RECEIVABLE:
+            self._after.plan(record.id, token.account_id, tap.plan)
         return Verdict.POSTED, reason, book
 
     def _keep(

@@ -71,6 +71,17 @@ accounts = sa.Table(
     Column("target_line_minor", BigInteger, nullable=False, server_default=sa.text("0")),
     Column("vault_minor", BigInteger, nullable=False, server_default=sa.text("0")),
     Column("vault_leaving_minor", BigInteger, nullable=False, server_default=sa.text("0")),
+    # Days are the account's own, as ordinals (1 = 1 January of year 1): both databases can count them.
+    Column("time_zone", String(64), nullable=False, server_default="Asia/Shanghai"),
+    Column("closing_day", Integer, nullable=False, server_default="5"),
+    # The day at whose end the last bill closed, and the next will; null before its cycle begins.
+    Column("last_closing", Integer),
+    Column("next_closing", Integer, index=True),
+    # Grows with everything that changes what stands on its bills: their order.
+    Column("credit_sequence", BigInteger, nullable=False, server_default="0"),
+    # What loans by scene may come to, beside the line; and what was given up of what it owed.
+    Column("loan_limit_minor", BigInteger, nullable=False, server_default="0"),
+    Column("written_off_minor", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("limit_minor >= 0", name="limit_not_negative"),
 )
 
@@ -103,6 +114,9 @@ tokens = sa.Table(
     # newest payment, so that the claims they come from need not be read again and again. Empty: 0, 0.
     Column("run_start", BigInteger, nullable=False, default=0, server_default="0"),
     Column("run_end", BigInteger, nullable=False, default=0, server_default="0"),
+    # Which instalment offers it may take, now and in its last limit record.
+    Column("instalment_class", Integer, nullable=False, server_default="0"),
+    Column("record_instalment_class", Integer, nullable=False, default=0, server_default="0"),
 )
 
 merchants = sa.Table(
@@ -300,6 +314,8 @@ transfers = sa.Table(
     Column("reference", String(64)),
     sa.ForeignKeyConstraint(["account_id", "original_id"], ["transfers.account_id", "transfers.id"]),
     sa.Index(None, "account_id", "original_id"),
+    # What was posted since a bill closed: few rows at the end of a long table.
+    sa.Index(None, "posted_unix_ms", postgresql_using="brin"),
 )
 
 entries = sa.Table(
@@ -330,7 +346,155 @@ movements = sa.Table(
     Column("state", String(12), nullable=False),
     Column("received_unix_ms", BigInteger, nullable=False),
     Column("settled_unix_ms", BigInteger),
+    # Of a repayment: what went to charges, loans and losses, which are owed outside the limit.
+    Column("outside_minor", BigInteger, nullable=False, server_default="0"),
     CheckConstraint("amount_minor > 0", name="amount_positive"),
+)
+
+plans = sa.Table(
+    "plans",
+    metadata,
+    # A schedule that principal is repaid by. A purchase's has the id of its payment's transfer.
+    Column("account_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("id", sa.Uuid, primary_key=True),
+    Column("kind", String(12), nullable=False),
+    # Whose principal it is: the line's, or a loan's.
+    Column("book", String(24), nullable=False),
+    Column("offer", String, nullable=False),
+    Column("quote", String, nullable=False),
+    Column("periods", Integer, nullable=False),
+    Column("principal_minor", BigInteger, nullable=False),
+    # Less what was refunded; and of that, what no bill has taken yet.
+    Column("left_minor", BigInteger, nullable=False),
+    Column("ahead_minor", BigInteger, nullable=False),
+    Column("next_number", Integer, nullable=False),
+    Column("merchant_id", String(15)),
+    Column("merchant_fee_minor", BigInteger, nullable=False),
+    Column("made_unix_ms", BigInteger, nullable=False),
+    CheckConstraint("ahead_minor >= 0", name="ahead_not_negative"),
+)
+
+plan_instalments = sa.Table(
+    "plan_instalments",
+    metadata,
+    # What is ahead is spread anew by a refund; what a bill has taken stays.
+    Column("account_id", String(32), primary_key=True),
+    Column("plan_id", sa.Uuid, primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("principal_minor", BigInteger, nullable=False),
+    Column("fee_minor", BigInteger, nullable=False),
+    # The bill that took it; -1 where it was repaid early, null while it is ahead.
+    Column("closing", Integer),
+    sa.ForeignKeyConstraint(["account_id", "plan_id"], ["plans.account_id", "plans.id"]),
+)
+
+loans = sa.Table(
+    "loans",
+    metadata,
+    # Bound to a purpose and paid out to the merchant; its schedule is the plan of the same id.
+    Column("account_id", String(32), primary_key=True),
+    Column("id", sa.Uuid, primary_key=True),
+    Column("scene", String(16), nullable=False),
+    Column("purpose", String(120), nullable=False),
+    Column("merchant_id", ForeignKey("merchants.id"), nullable=False),
+    Column("reference", String(64), nullable=False),
+    sa.ForeignKeyConstraint(["account_id", "id"], ["plans.account_id", "plans.id"]),
+    sa.UniqueConstraint("account_id", "reference"),
+)
+
+bills = sa.Table(
+    "bills",
+    metadata,
+    Column("account_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("closing", Integer, primary_key=True, autoincrement=False),
+    Column("previous_closing", Integer, nullable=False),
+    Column("due_on", Integer, nullable=False),
+    Column("cutoff_unix_ms", BigInteger, nullable=False),
+    Column("closed_unix_ms", BigInteger, nullable=False),
+    Column("policy_version", Integer, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    # Purchases of this cycle, below zero what was overpaid; older ones that revolve; the rest of it.
+    Column("purchases_minor", BigInteger, nullable=False),
+    Column("carried_minor", BigInteger, nullable=False),
+    Column("instalments_minor", BigInteger, nullable=False),
+    Column("instalment_fees_minor", BigInteger, nullable=False),
+    Column("interest_minor", BigInteger, nullable=False),
+    Column("overdue_fee_minor", BigInteger, nullable=False),
+    Column("arrears_minor", BigInteger, nullable=False),
+    Column("total_minor", BigInteger, nullable=False),
+    Column("minimum_minor", BigInteger, nullable=False),
+    # What must be paid of this very bill, older arrears apart; and the overdue fees charged for it so far.
+    Column("due_minor", BigInteger, nullable=False),
+    Column("overdue_charged_minor", BigInteger, nullable=False),
+)
+
+items = sa.Table(
+    "items",
+    metadata,
+    # What is owed, thing by thing. Without a closing it waits for the next bill.
+    Column("account_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("id", String(64), primary_key=True),
+    Column("closing", Integer),
+    Column("due_on", Integer),
+    Column("origin", String(12), nullable=False),
+    Column("part", String(16), nullable=False),
+    Column("book", String(24), nullable=False),
+    Column("plan_id", sa.Uuid),
+    # Need not be paid on this bill: the next one takes it.
+    Column("revolves", Boolean, nullable=False),
+    Column("since", Integer, nullable=False),
+    # Principal bears interest from the day after this one.
+    Column("bears_from", Integer),
+    Column("amount_minor", BigInteger, nullable=False),
+    Column("owed_minor", BigInteger, nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    CheckConstraint("owed_minor >= 0", name="owed_not_negative"),
+    CheckConstraint("amount_minor >= owed_minor", name="owed_not_above"),
+    sa.Index(
+        "items_owed",
+        "account_id",
+        sqlite_where=sa.text("owed_minor > 0"),
+        postgresql_where=sa.text("owed_minor > 0"),
+    ),
+)
+
+allocations = sa.Table(
+    "allocations",
+    metadata,
+    # What lowered an item, or raised it again as money was taken back: it is owed its amount less these.
+    Column("account_id", String(32), primary_key=True),
+    Column("item_id", String(64), primary_key=True),
+    Column("sequence", BigInteger, primary_key=True, autoincrement=False),
+    Column("cause", String(12), nullable=False),
+    Column("reference", String(64)),
+    Column("day", Integer, nullable=False),
+    Column("at_unix_ms", BigInteger, nullable=False),
+    Column("amount_minor", BigInteger, nullable=False),
+    sa.ForeignKeyConstraint(["account_id", "item_id"], ["items.account_id", "items.id"]),
+    sa.Index(None, "account_id", "day"),
+    CheckConstraint("amount_minor <> 0", name="amount_not_zero"),
+)
+
+scorecards = sa.Table(
+    "scorecards",
+    metadata,
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("body", String, nullable=False),
+    Column("since_unix_ms", BigInteger, nullable=False),
+)
+
+evaluations = sa.Table(
+    "evaluations",
+    metadata,
+    Column("account_id", ForeignKey("accounts.id"), primary_key=True),
+    Column("id", sa.Uuid, primary_key=True),
+    Column("scorecard_version", Integer, nullable=False),
+    Column("features", String, nullable=False),
+    Column("points", Integer, nullable=False),
+    Column("limit_minor", BigInteger, nullable=False),
+    Column("upgrades", Boolean, nullable=False),
+    Column("reasons", String, nullable=False),
+    Column("evaluated_unix_ms", BigInteger, nullable=False),
 )
 
 renunciations = sa.Table(

@@ -28,6 +28,7 @@ from pos_gateway.emv.dialogue import converse, read_card, request_cryptogram
 from pos_gateway.emv.transcript import Transcript
 from pos_gateway.enrolment import Enrolment, EnrolmentRequest, Merchant
 from pos_gateway.gateway.fetcher import authority_context
+from pos_gateway.instalments import Quote
 from pos_gateway.lab.virtual_card import VirtualCard
 from pos_gateway.ledger import Ledger
 from pos_gateway.ledger.settlement import RecordVerdict
@@ -112,11 +113,14 @@ class Shop:
         record_id: uuid.UUID | None = None,
         sequence: int | None = None,
         lies: Mapping[str, Any] = MappingProxyType({}),
+        plan: Quote | None = None,
     ) -> Record:
         """A genuine TC as a journal record; `lies` are facts changed afterwards."""
         sale_id = record_id or uuid.uuid4()
         at = datetime.fromtimestamp(self.ledger.now_unix_ms() / 1000, UTC)
         number = secrets.token_bytes(4)
+        plan_digest = NO_PLAN if plan is None else plan.digest
+        told = {} if plan is None else {"plan": {"offer": plan.offer.to_json(), "periods": plan.periods}}
         self.sequence += 1
 
         def sale(ceiling: int, digest: bytes) -> Sale:
@@ -133,6 +137,7 @@ class Shop:
                 sale_id=sale_id.bytes,
                 ceiling=ceiling,
                 limit_digest=digest,
+                plan_digest=plan_digest,
             )
 
         card.power_up()
@@ -163,7 +168,8 @@ class Shop:
             "ceiling": record.ceiling,
             "limit_digest": digest.hex(),
             "snapshot_version": self.snapshot_version,
-            "plan_digest": NO_PLAN.hex(),
+            "plan_digest": plan_digest.hex(),
+            **told,
             "sequence_counter": self.sequence,
             "unpredictable_number": number.hex(),
             **lies,

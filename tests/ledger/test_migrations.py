@@ -119,6 +119,7 @@ def test_a_step_that_fails_leaves_nothing(empty: tuple[sa.Engine, sa.Engine]) ->
 # Small, the same everywhere, or made at random with room for the whole world: why a key of a table that
 # is not split by account cannot clash between two shards.
 EVERYWHERE = {
+    "scorecards",
     "policies",
     "epochs",
     "merchants",

@@ -32,6 +32,16 @@ def _every_part(order: tuple[Part, ...]) -> tuple[Part, ...]:
 Order = Annotated[tuple[Part, ...], AfterValidator(_every_part)]
 
 
+class Scene(BaseModel):
+    """What loans of one scene are for, which merchants are paid (ISO 18245), under which of the offers."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    categories: tuple[str, ...] = Field(min_length=1)
+    offers: tuple[str, ...] = Field(min_length=1)
+    max_amount_minor: int = Field(gt=0)
+
+
 class CreditTerms(BaseModel):
     """See the module. The defaults are a neutral example, nobody's law."""
 
@@ -54,3 +64,14 @@ class CreditTerms(BaseModel):
     order: Order = (Part.OVERDUE_FEE, Part.INTEREST, Part.INSTALMENT_FEE, Part.PRINCIPAL)
     late_after_days: int = Field(default=90, ge=1)
     late_order: Order = (Part.PRINCIPAL, Part.INTEREST, Part.INSTALMENT_FEE, Part.OVERDUE_FEE)
+
+    time_zone: str = "Asia/Shanghai"
+    """Of accounts that are opened without one."""
+    annual_cost_cap_ppm: int = Field(default=360_000, ge=0)
+    """No offer's annual percentage rate goes beyond it."""
+    early_repayment_charges_current_period: bool = False
+    vault_pays_after_days: int = Field(default=30, ge=1)
+    """Funds in the vault pay principal that is so many days overdue."""
+    exposure_cap_minor: int = Field(default=20_000_000, ge=0)
+    """Limit and loans of one account together."""
+    scenes: dict[Annotated[str, Field(pattern=r"^[a-z]{1,16}$")], Scene] = {}
