@@ -491,10 +491,11 @@ def _records(connection: sa.Connection, since: int) -> Iterator[LimitRecord]:
             columns.record_sequence,
             columns.record_status,
             columns.record_assurance,
+            columns.record_instalment_class,
         )
         .where(columns.record_version > since)
         .order_by(columns.token_key)
         .execution_options(yield_per=_ROWS_AT_ONCE)
     )
-    for key, ceiling, cap_minor, sequence, status, assurance in connection.execute(query):
-        yield LimitRecord(key, ceiling, cap_minor, sequence, STATUS[status], assurance)
+    for key, ceiling, cap_minor, sequence, status, assurance, plans in connection.execute(query):
+        yield LimitRecord(key, ceiling, cap_minor, sequence, STATUS[status], assurance, plans)
