@@ -83,6 +83,22 @@ _OPERATIONS: Final[Mapping[tuple[str, str], _Operation]] = {
         {200: "what was found"},
         s.LimitsFrom,
     ),
+    ("POST", "/v1/carry/export"): _Operation(
+        "Write the signed queue into a folder of this machine, like a stick.",
+        {200: "what was written"},
+        s.LimitsFrom,
+    ),
+    ("POST", "/v1/carry/import"): _Operation(
+        "Take limits and the ledger's letters of verdicts from a folder.",
+        {200: "what was found"},
+        s.LimitsFrom,
+    ),
+    ("GET", "/v1/health"): _Operation(
+        "How this machine stands; always 200 while it runs.", {200: "the state"}
+    ),
+    ("GET", "/v1/ready"): _Operation(
+        "Could a payment be begun and approved now?", {200: "yes", 503: "no, and why"}
+    ),
     ("POST", "/v1/clock"): _Operation(
         "A manager says that the clock is right.", {200: "the journal record"}, s.ClockIsRight
     ),

@@ -34,6 +34,9 @@ def run(
     )
 
 
+_POWERED_DOWN = "error 0x80100016"  # SCARD_E_NOT_TRANSACTED
+
+
 @pytest.mark.skipif(CARDPEEK is None, reason="cardpeek is not installed: apt-get install cardpeek")
 def test_cardpeek_reads_the_card_without_an_error(
     virtual_reader: VirtualReader, card_file: Path, tmp_path: Path
@@ -48,11 +51,16 @@ def test_cardpeek_reads_the_card_without_an_error(
     assert channel is not None
     channel.close()
     seen.close()
-    # "Issue a GET PROCESSING OPTIONS command?": yes.
-    done = run(
-        tmp_path, virtual_reader, "-r", f"pcsc://{virtual_reader.names[0]}", "-e", READ, answers="1\n" * 4
-    )
-    log = re.sub(r"\x1b\[\d+m", "", done.stderr)
+    for _ in range(3):
+        # "Issue a GET PROCESSING OPTIONS command?": yes.
+        done = run(
+            tmp_path, virtual_reader, "-r", f"pcsc://{virtual_reader.names[0]}", "-e", READ, answers="1\n" * 4
+        )
+        log = re.sub(r"\x1b\[\d+m", "", done.stderr)
+        # pcscd powers a card down a moment after its last reader let go of it; whoever sends in that very moment
+        # is told so, and cardpeek does not send again.
+        if _POWERED_DOWN not in log:
+            break
     assert done.returncode == 0, log[-2000:]
     assert not re.search(r"^\d+ ERROR", log, re.MULTILINE), log
     assert "GPO with data failed" not in log
