@@ -57,8 +57,8 @@ def test_cardpeek_reads_the_card_without_an_error(
             tmp_path, virtual_reader, "-r", f"pcsc://{virtual_reader.names[0]}", "-e", READ, answers="1\n" * 4
         )
         log = re.sub(r"\x1b\[\d+m", "", done.stderr)
-        # pcscd powers a card down a moment after its last reader let go of it; whoever sends in that very moment
-        # is told so, and cardpeek does not send again.
+        # pcscd powers a card down a moment after its last reader let go of it; whoever sends in that
+        # very moment is told so, and cardpeek does not send again.
         if _POWERED_DOWN not in log:
             break
     assert done.returncode == 0, log[-2000:]
